@@ -1,0 +1,49 @@
+"""What Algorithm 1 and the methods need to know about a model family."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Backbone(NamedTuple):
+    """One model family as pure functions. `params` is `{"encoder", "decoder"}` during
+    the masked stages and `{"encoder", "head"}` during fine-tuning.
+
+    `train` switches dropout on: the pre-training rate in `reconstruct` and
+    `features`, the fine-tuning rate in `logits`. `mask` is opaque to the callers;
+    inside, 1 or "hidden" always means: not seen by the encoder.
+    """
+
+    init: Callable
+    """(key) -> {"encoder", "decoder"}: theta and phi from scratch."""
+    mask: Callable
+    """(batch, key) -> mask. Drawn per (key, example index): no device count changes it."""
+    reconstruct: Callable
+    """(params, batch, mask, key, train) -> prediction at the hidden positions."""
+    reconstruction_loss: Callable
+    """(prediction, batch, mask) -> [examples], the mean over each example's hidden positions."""
+    features: Callable
+    """(encoder, batch, key, train, tokens="cls"|"all", perturb=None)
+    -> [examples, dim] or [examples, tokens, dim]: the final hidden state of the unmasked input."""
+    logits: Callable
+    """(params, batch, key, train, perturb=None) -> [examples, classes]."""
+    add_head: Callable
+    """(params, num_classes, key) -> {"encoder", "head"}: the decoder dropped, a fresh head added."""
+    from_torch: Callable
+    """({name: ndarray}) -> (params, report): pure renaming from the public key namings."""
+    to_torch: Callable
+    """(params) -> {name: ndarray}: the Hugging Face hub's naming."""
+    picture: Callable
+    """(params, batch, key) -> [examples, 3, height, width, channels]: masked input,
+    reconstruction and original, in the model's input space."""
+
+
+class Family(NamedTuple):
+    """A registry entry: how a `Backbone` is made from its settings."""
+
+    settings: type
+    """The frozen dataclass that `config.model` is parsed into."""
+    make: Callable
+    """(settings, dtype) -> Backbone; `dtype` is the compute type, parameters stay float32."""
+    read_config: Callable
+    """(settings, config.json as a dict or None, {name: shape}) -> settings: the architecture
+    of a weight file, over the settings of the run."""

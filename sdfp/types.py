@@ -1,0 +1,25 @@
+"""Names for the shapes of things that travel between the modules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Params = Mapping[str, Any]
+"""A nested dict of float arrays, e.g. `{"encoder": {...}, "decoder": {...}}`."""
+
+Batch = Mapping[str, jax.Array]
+"""Arrays with a leading example axis. Always holds `index` [examples] (position
+in the data set) and `weight` [examples] (1 for an example, 0 for padding)."""
+
+Key = jax.Array
+"""A typed JAX random key."""
+
+LossFn = Callable[[Params, Any, Batch, Key], dict[str, jax.Array]]
+"""`(params, frozen, batch, key) -> {term: [examples]}`. Values are per example:
+only the training step reduces them, so that padding, accumulation and devices
+cannot change the mean. `frozen` is whatever is read but never trained."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: told in one line (what, where, what to do), exit code 2."""
