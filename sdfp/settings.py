@@ -95,3 +95,24 @@ class Run:
     resident_gb: float = number(0)
     pictures: int = number(0)
     tensorboard: bool
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole run."""
+
+    name: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    seed: int = number(0)
+    precision: str = choice("auto", "float32", "tf32", "bfloat16")
+    evaluate_on: str = choice("test", "validation")
+    data: Data
+    source: Data
+    model_name: str
+    model: Any
+    init: Init
+    stages: Stages
+    method: dict[str, Any]
+    parallel: Parallel
+    run: Run

@@ -1,0 +1,16 @@
+"""Your own images, with ViT-B/16 and the authors' recipe.
+
+    python -m sdfp.main --config configs/vit_folder.py --config.data.dir=/data/xrays
+
+`dir` holds train/<class>/* and test/<class>/*, or train.csv and test.csv with the columns
+path,label, or only <class>/* (then add --config.data.test_fraction=0.2). Images below
+dir/unlabelled, if any, are what the masked stages see. `:smoke` is a tiny model, 2 steps a stage.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = "full"):
+    config = common.get_config()
+    config.name = "vit_folder"
+    return common.variant(config, variant)

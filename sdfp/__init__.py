@@ -1,0 +1,19 @@
+"""sdfp: self-distillation for further pre-training of transformers, in JAX/Flax.
+
+Where do I find ...
+    the paper's Algorithm 1                 algorithm.py
+    a row of the result tables              methods/, one file each
+    a data set                              data/, one file each
+    a model                                 models/, one file each
+    the training step, and what it reduces  train/step.py
+    the loops over batches                  train/loop.py
+    a stage: identity, resume, teacher      train/stage.py
+    all of it put together                  experiment.py
+    every setting, with its default         ../configs/common.py (types and ranges: settings.py)
+    devices, jit and pmap                   parallel.py, nowhere else
+    Orbax                                   checkpoint.py, nowhere else
+    published weights                       pretrained.py, models/vit_weights.py
+    flags                                   main.py
+"""
+
+__version__ = "0.1.0"

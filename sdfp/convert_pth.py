@@ -1,0 +1,97 @@
+"""PyTorch checkpoint to safetensors: `python -m sdfp.convert_pth IN.pth OUT.safetensors`.
+
+Needs torch >= 2.10 (`pip install torch`): older versions can be made to run code by a crafted
+file even with `weights_only=True` (CVE-2025-32434, CVE-2026-24747).
+"""
+
+import argparse
+import hashlib
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sdfp.types import UserError
+
+
+def convert(source: Path, target: Path) -> tuple[int, str]:
+    """Writes the tensors of a PyTorch checkpoint as safetensors.
+
+    Args:
+        source: a file of `torch.save`: `{name: tensor}`, or that under the key "model".
+        target: the .safetensors file to write; must not exist.
+
+    Returns:
+        The number of tensors and the sha256 of the new file.
+
+    Raises:
+        UserError: no or an old torch, paths that do not fit, anything in it but tensors.
+    """
+    if not source.is_file():
+        raise UserError(f"{source}: no such file")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: the output must be called *.safetensors")
+    if target.exists():
+        raise UserError(f"{target} is there already")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder")
+    tensors = _read(source)
+    import safetensors.torch
+
+    # Copies: safetensors refuses tensors that share memory.
+    whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(whole, metadata={"format": "pt"})
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(data)
+    partial.rename(target)
+    return len(whole), hashlib.sha256(data).hexdigest()
+
+
+def _read(source: Path) -> Mapping:
+    """The tensors of a checkpoint, and nothing that is not a tensor."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError("converting needs PyTorch: `pip install 'torch>=2.10'`") from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise UserError(f"torch {torch.__version__} can be made to run code: needs torch >= 2.10")
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{source} holds more than tensors and plain values; refused, as loading it could run "
+            "code. Save its state_dict() alone."
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"{source}: not a PyTorch checkpoint, or cut short: {reason}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{source}: no {{name: tensor}} in it")
+    strangers = [str(name) for name, value in content.items() if not torch.is_tensor(value)]
+    if strangers:
+        raise UserError(
+            f"{source}: not tensors: {', '.join(strangers[:6])}. Only {{name: tensor}} or "
+            "{'model': {name: tensor}} can be converted"
+        )
+    return content
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(prog="python -m sdfp.convert_pth", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="IN.pth")
+    parser.add_argument("target", type=Path, metavar="OUT.safetensors")
+    arguments = parser.parse_args(argv)
+    try:
+        count, digest = convert(arguments.source, arguments.target)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{arguments.target}: {count} tensors, sha256 {digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

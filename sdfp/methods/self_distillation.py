@@ -1,0 +1,32 @@
+"""Row "Self-distillation": the paper's method."""
+
+from dataclasses import dataclass
+
+from sdfp import algorithm
+from sdfp.methods.interface import Method
+from sdfp.settings import choice, number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`config.method.self_distillation`."""
+
+    rounds: int = number(1)
+    features: str = choice("cls", "all")
+    masked_weight: float = number(0)
+    distill_weight: float = number(0)
+
+
+def pretrain(init_params, *, backbone, fit, settings: Settings):
+    return algorithm.self_distilled_pretraining(
+        init_params,
+        backbone=backbone,
+        fit=fit,
+        rounds=settings.rounds,
+        tokens=settings.features,
+        masked_weight=settings.masked_weight,
+        distill_weight=settings.distill_weight,
+    )
+
+
+METHOD = Method(pretrain, Settings)

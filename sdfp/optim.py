@@ -1,0 +1,62 @@
+"""Schedule, parameter masks and AdamW, from plain arguments."""
+
+from collections.abc import Collection
+
+import jax
+import optax
+
+from sdfp.types import Params
+
+
+def warmup_linear_schedule(learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear from 0 over `warmup_steps`, then linear to 0 at `steps`.
+
+    The first update uses step 0 (learning rate 0 when there is a warm-up), as the
+    linear schedule of Hugging Face does.
+    """
+    decay = optax.linear_schedule(learning_rate, 0.0, steps - warmup_steps)
+    if warmup_steps == 0:
+        return decay
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def name_mask(params: Params, names: Collection[str]) -> Params:
+    """True where the last part of a parameter's path is in `names`.
+
+    By name, not by rank: blocks are stacked over layers, so a bias has two dimensions here.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
+
+
+def adamw(
+    schedule: optax.Schedule,
+    *,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    no_decay: Collection[str] = (),
+    frozen: Collection[str] = (),
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as PyTorch computes it.
+
+    Args:
+        schedule: step -> learning rate.
+        no_decay: parameter names (last part of the path) without weight decay.
+        frozen: parameter names that never change. Their gradient is set to zero first, so
+            it does not count in the norm that is clipped either.
+        clip_norm: largest global gradient norm; 0 clips nothing.
+    """
+    undecayed = set(no_decay) | set(frozen)
+    return optax.chain(
+        optax.masked(optax.set_to_zero(), lambda params: name_mask(params, frozen)),
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.scale_by_adam(beta1, beta2, epsilon),
+        optax.add_decayed_weights(
+            weight_decay,
+            lambda params: jax.tree.map(lambda named: not named, name_mask(params, undecayed)),
+        ),
+        optax.scale_by_learning_rate(schedule),
+    )

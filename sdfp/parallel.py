@@ -1,0 +1,157 @@
+"""Devices: the only file that knows them. One body of a step, two ways to spread it.
+
+`jit` shards the examples of a batch over a 1-D mesh and lets the compiler place the sums;
+`pmap` runs the same body per device and adds up with `psum` over `AXIS`. Both are
+handed to the rest of the program as the four functions of `Devices`.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sdfp.types import UserError
+
+AXIS = "data"
+
+
+class Devices(NamedTuple):
+    """How arrays reach the devices and functions run there."""
+
+    count: int
+    replicate: Callable
+    """(host tree) -> the same values on every device."""
+    shard: Callable
+    """(host tree, axis) -> rows of `axis` (the examples) spread over the devices."""
+    fetch: Callable
+    """(replicated device tree) -> host tree of numpy arrays."""
+    gather: Callable
+    """(device tree with a leading example axis) -> host tree, every example in order."""
+    compile_train: Callable
+    """(fn) -> compiled fn(state, frozen, resident, batches, key, count) -> (state, metrics),
+    all replicated but `batches`, sharded over its third axis. `state` is donated."""
+    compile_map: Callable
+    """(fn) -> compiled fn(params, resident, batch) -> [examples, ...]; batch is sharded."""
+
+
+def make(backend: str, devices: int) -> Devices:
+    """Devices for a back end ("jit" or "pmap"); `devices` of them, 0 for all.
+
+    Raises:
+        UserError: fewer devices than asked for.
+    """
+    found = jax.local_devices()
+    if devices > len(found):
+        raise UserError(
+            f"config.parallel.devices: {devices} asked for, {len(found)} found ({found[0].platform})"
+        )
+    return _make(backend, tuple(found[: devices or len(found)]))
+
+
+@lru_cache  # one mesh per process, so that compiled steps are shared
+def _make(backend: str, devices: tuple) -> Devices:
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return (_pmap if backend == "pmap" else _jit)(mesh, devices)
+
+
+def _jit(mesh, devices: tuple) -> Devices:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def rows(axis: int) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    return Devices(
+        count=len(devices),
+        replicate=lambda tree: jax.device_put(tree, everywhere),
+        shard=lambda tree, axis: jax.device_put(tree, rows(axis)),
+        fetch=jax.device_get,
+        gather=jax.device_get,
+        compile_train=lambda fn: jax.jit(
+            partial(fn, axis_name=None), donate_argnums=0, out_shardings=everywhere
+        ),
+        compile_map=lambda fn: jax.jit(fn, out_shardings=rows(0)),
+    )
+
+
+def _pmap(mesh, devices: tuple) -> Devices:
+    count = len(devices)
+    per_device = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def replicate(tree):
+        def copy(leaf):
+            leaf = np.asarray(leaf)
+            return jax.device_put(np.broadcast_to(leaf, (count, *leaf.shape)), per_device)
+
+        return jax.tree.map(copy, tree)
+
+    def shard(tree, axis):
+        def split(leaf):
+            leaf = np.asarray(leaf)
+            shape = (*leaf.shape[:axis], count, leaf.shape[axis] // count, *leaf.shape[axis + 1 :])
+            return jax.device_put(np.moveaxis(leaf.reshape(shape), axis, 0), per_device)
+
+        return jax.tree.map(split, tree)
+
+    def fetch(tree):
+        # Every device holds the same values: read the first one's.
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
+
+    def gather(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), tree)
+
+    return Devices(
+        count=count,
+        replicate=replicate,
+        shard=shard,
+        fetch=fetch,
+        gather=gather,
+        compile_train=lambda fn: jax.pmap(
+            partial(fn, axis_name=AXIS),
+            axis_name=AXIS,
+            in_axes=(0, 0, 0, 0, None, None),
+            donate_argnums=0,
+            devices=devices,
+        ),
+        compile_map=lambda fn: jax.pmap(fn, axis_name=AXIS, devices=devices),
+    )
+
+
+def total(values: Any, axis_name: str | None) -> Any:
+    """Sum over the devices, inside a compiled step. Under `jit` the sum is global already."""
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+
+class Precision(NamedTuple):
+    """How numbers are multiplied. Parameters, reductions and losses are float32 throughout."""
+
+    name: str
+    dtype: Any
+    """Compute type of the model."""
+    matmul: str
+    """JAX's name for the precision of float32 products."""
+
+    def context(self) -> contextlib.AbstractContextManager:
+        return jax.default_matmul_precision(self.matmul)
+
+
+def precision(name: str) -> Precision:
+    """float32, tf32 (NVIDIA GPUs only) or bfloat16; "auto" is float32 on CPU, tf32 on GPU
+    (nearest to the published runs) and bfloat16 on TPU.
+
+    Raises:
+        UserError: tf32 asked for where there is none.
+    """
+    platform = jax.default_backend()
+    if name == "auto":
+        name = {"cpu": "float32", "gpu": "tf32"}.get(platform, "bfloat16")
+    if name == "tf32" and platform != "gpu":
+        raise UserError(
+            f"config.precision=tf32 needs an NVIDIA GPU; this is {platform}. Use float32 or bfloat16"
+        )
+    matmul = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[name]
+    return Precision(name, jnp.bfloat16 if name == "bfloat16" else jnp.float32, matmul)

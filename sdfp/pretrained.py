@@ -1,0 +1,282 @@
+"""Finds and reads weight files, and merges them into a model's parameters, strictly.
+
+Knows files, not models: what the tensors are called is the backbone's business. Only
+safetensors are read; `python -m sdfp.convert_pth` makes one from a PyTorch pickle, which can
+hold code and is therefore never opened here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sdfp.types import Key, Params, UserError
+
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+INDEX = "model.safetensors.index.json"
+ALLOWED = ["*.safetensors", INDEX, "config.json"]
+
+
+class Weights(NamedTuple):
+    """What a weight file holds."""
+
+    path: str
+    """The file or folder that was read."""
+    config: dict[str, Any] | None
+    """The config.json beside it, if there is one."""
+    tensors: dict[str, np.ndarray]
+    digest: str
+    """sha256 over the bytes of the safetensors files, in the order of their names: for a
+    single file, what `sha256sum` prints."""
+
+
+class Report(NamedTuple):
+    """What became of each tensor."""
+
+    path: str
+    digest: str
+    loaded: list[str]
+    """The file's tensors that are now parameters."""
+    initialised: list[str]
+    """Parameters that are freshly initialised because the file lacks them."""
+    left_out: list[str]
+    """The file's tensors that have no place in the model (heads, poolers)."""
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [f"Weights: {self.path} (sha256 {self.digest[:12]}): {len(self.loaded)} tensors"]
+        if self.initialised:
+            lines.append(f"  initialised, not in the file: {_some(self.initialised)}")
+        if self.left_out:
+            lines.append(f"  left out, no place in the model: {_some(self.left_out)}")
+        return lines + [f"  {note}" for note in self.notes]
+
+
+def open_weights(weights: str, revision: str) -> Weights:
+    """Reads a weight file.
+
+    Args:
+        weights: a folder (config.json, *.safetensors, sharded or not), one .safetensors file
+            (config.json beside it if present), or a Hugging Face hub id.
+        revision: branch, tag or commit on the hub; "" for its default.
+
+    Returns:
+        Weights, tensors on the host in the file's own types.
+
+    Raises:
+        UserError: nothing there, no network, only pickles, an incomplete or broken file.
+    """
+    path = Path(weights).expanduser()
+    if not weights:
+        raise UserError(
+            "config.init.weights: empty; give a folder, a .safetensors file or a hub id"
+        )
+    if path.is_file():
+        folder, files = path.parent, [path]
+        if path.suffix in PICKLES:
+            raise UserError(_pickle_only(path))
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: not a .safetensors file")
+    else:
+        folder = path if path.is_dir() else _from_hub(weights, revision)
+        files = _files_of(folder, weights)
+    tensors = {}
+    for file in files:
+        tensors.update(_read_tensors(file))
+    config = folder / "config.json"
+    return Weights(
+        path=str(path if path.exists() else folder),
+        config=_read_json(config) if config.exists() else None,
+        tensors=tensors,
+        digest=_digest(files),
+    )
+
+
+def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Params, Report]:
+    """Merges weights into the parameters of a backbone: each is filled exactly, or it stops.
+
+    Args:
+        weights: from `open_weights`.
+        backbone: `models.interface.Backbone`; its `from_torch` gives params and a report with
+            `loaded`, `left_out`, `missing` and `notes`.
+        key: for a decoder from scratch.
+        missing_decoder: "stop", or "scratch" to initialise a decoder that is wholly missing.
+
+    Returns:
+        `{"encoder", "decoder"}` of float32 arrays, and what was done.
+
+    Raises:
+        UserError: names the tensors that are missing, of another shape, unknown or not finite.
+    """
+    found, renaming = backbone.from_torch(weights.tensors)
+    expected = _flat(jax.eval_shape(backbone.init, key))
+    flat = _flat(found)
+    _check_values(flat, expected, weights.path)
+    missing = [name for name in expected if name not in flat]
+    no_decoder = "decoder" not in found and any(name.startswith("decoder/") for name in missing)
+    if no_decoder and missing_decoder != "scratch":
+        raise UserError(
+            f"{weights.path} has no decoder (an 'encoder only' file): use the weights that MAE "
+            "saved with its decoder, or set config.init.missing_decoder=scratch to start with a "
+            "random one"
+        )
+    unfilled = [n for n in missing if not (no_decoder and n.startswith("decoder/"))]
+    if unfilled:
+        names = [name for path in unfilled for name in renaming.missing.get(path, [path])]
+        raise UserError(f"{weights.path} lacks {_some(names)}")
+    params = {name: jax.tree.map(_float32, part) for name, part in found.items()}
+    if no_decoder:
+        params["decoder"] = backbone.init(key)["decoder"]
+    report = Report(
+        path=weights.path,
+        digest=weights.digest,
+        loaded=list(renaming.loaded),
+        initialised=missing,
+        left_out=list(renaming.left_out),
+        notes=list(renaming.notes),
+    )
+    return params, report
+
+
+def _check_values(flat: dict[str, Any], expected: dict[str, Any], path: str) -> None:
+    """Every array has a place, its shape, and finite values."""
+    unknown = [name for name in flat if name not in expected]
+    if unknown:
+        raise UserError(f"{path}: the model has no parameter {_some(unknown)}")
+    for name, value in flat.items():
+        if value.shape != expected[name].shape:
+            raise UserError(
+                f"{path}: {name} has shape {value.shape}, the model needs {expected[name].shape}"
+            )
+    broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{path}: NaN or infinite values in {_some(broken)}")
+
+
+def _from_hub(weights: str, revision: str) -> Path:
+    """Downloads a snapshot from the Hugging Face hub, or finds it in the local cache."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError(
+            f"{weights}: no such file or folder, and reading from the hub needs "
+            "`pip install huggingface_hub`"
+        ) from None
+    local = weights.startswith((".", "/", "~")) or weights.count("/") > 1
+    if local or Path(weights).suffix in (".safetensors", *PICKLES):
+        raise UserError(f"{weights}: no such file or folder")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                weights, revision=revision or None, allow_patterns=ALLOWED
+            )
+        )
+    except errors.HFValidationError:
+        raise UserError(f"{weights}: no such file or folder, and not a hub id") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{weights}: the hub has no revision {revision!r} of it") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{weights}: gated on the hub; ask for access, then log in") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{weights}: no such file or folder, and no such model on the hub (or a private one)"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            f"{weights}: no such file or folder, and the hub cannot be reached (no network, or "
+            "HF_HUB_OFFLINE is set): download it elsewhere and give the folder"
+        ) from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise UserError(f"{weights}: download failed: {_one_line(error)}") from None
+
+
+def _files_of(folder: Path, weights: str) -> list[Path]:
+    """The safetensors files of one model, in the order of their names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).exists():
+        shards = _read_json(folder / INDEX).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else set()
+        absent = sorted(names - {file.name for file in files})
+        if absent or not names:
+            raise UserError(f"{folder / INDEX} names shards that are not there: {_some(absent)}")
+        return [file for file in files if file.name in names]
+    if not files:
+        pickles = [file for suffix in PICKLES for file in sorted(folder.glob(f"*{suffix}"))]
+        raise UserError(
+            _pickle_only(pickles[0])
+            if pickles
+            else f"{weights}: no .safetensors file there. If it offers a .bin or .pth only, "
+            "download that and run `python -m sdfp.convert_pth IN.pth OUT.safetensors`"
+        )
+    whole = [file for file in files if file.name == "model.safetensors"] or files
+    if len(whole) > 1:
+        raise UserError(
+            f"{folder} holds several models: {_some([f.name for f in files])}; name one"
+        )
+    return whole
+
+
+def _pickle_only(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can hold code: convert it first, with "
+        f"`python -m sdfp.convert_pth {path} {path.with_name('model.safetensors')}`"
+    )
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, OSError, AttributeError) as error:
+        # AttributeError: a number format that numpy does not have, such as float8.
+        raise UserError(
+            f"{file}: not a whole safetensors file (cut short?): {_one_line(error)}"
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON: {_one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return value
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": x}}` as `{"a/b": x}`."""
+    flat = {}
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}/") if inner else {prefix + name: value}
+    return flat
+
+
+def _float32(value: np.ndarray) -> jax.Array:
+    return jnp.asarray(value, jnp.float32)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,181 @@
+"""What a run tells: metric files, progress, pictures, tables. Host side only."""
+
+import contextlib
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+def say(line: str) -> None:
+    """One line for the person who watches."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class StageLog(contextlib.AbstractContextManager):
+    """Metrics of one stage: metrics.jsonl, TensorBoard, and a bar (on a terminal) or lines.
+
+    A line holds the mean of each metric over the steps since the line before.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, steps: int, done: int, log_every: int, board: Path | None
+    ):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._name, self._steps, self._every = name, steps, log_every
+        self._waiting: list[Mapping[str, float]] = []
+        self._file = _continue_jsonl(directory / "metrics.jsonl", done)
+        # purge_step: events that an interrupted run wrote beyond its checkpoint.
+        self._board = (
+            SummaryWriter(str(board), purge_step=done + 1, flush_secs=10) if board else None
+        )
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            desc=name,
+            unit="step",
+            disable=not self._terminal,
+            leave=True,
+        )
+        self._since = self._said = time.monotonic()
+        self._first, self._last = done, done
+
+    def add(self, done: int, metrics: Mapping[str, np.ndarray], batch_size: int) -> None:
+        """Takes the metrics [steps] of a call that ended after step `done`."""
+        count = len(metrics["loss"])
+        for i in range(count):
+            self._waiting.append({name: float(values[i]) for name, values in metrics.items()})
+            step = done - count + i + 1
+            if step % self._every == 0 or step == self._steps:
+                self._write(step, batch_size)
+        self._bar.update(count)
+
+    def _write(self, step: int, batch_size: int) -> None:
+        now = time.monotonic()
+        mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
+        rate = (step - self._last) / max(now - self._since, 1e-9)
+        line = {"step": step, **mean, "examples_per_second": rate * batch_size}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for key, value in line.items():
+                if key != "step":
+                    self._board.add_scalar(key, value, step)
+        self._bar.set_postfix_str(f"loss {mean['loss']:.4g}")
+        if not self._terminal and (now - self._said > 10 or step == self._steps):
+            left = (self._steps - step) / max(rate, 1e-9)
+            say(
+                f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}  {rate:.3g} steps/s  {_duration(left)} left"
+            )
+            self._said = now
+        self._waiting, self._since, self._last = [], now, step
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _continue_jsonl(path: Path, done: int):
+    """Opens a metrics file after its last line that the checkpoint at step `done` knows."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
+                if json.loads(line)["step"] <= done:
+                    kept.append(line + "\n")
+    file = path.open("w")
+    file.writelines(kept)
+    return file
+
+
+def save_pictures(path: Path, pictures: np.ndarray) -> None:
+    """A PNG with one row per example: masked input, reconstruction, original.
+
+    Args:
+        pictures: uint8 [examples, 3, height, width, channels].
+    """
+    examples, columns, height, width, channels = pictures.shape
+    gap = 2
+    canvas = np.full(
+        (examples * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8
+    )
+    for row in range(examples):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = pictures[row, column]
+    image = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    zoom = max(1, 112 // height)  # tiny images are shown larger
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def save_predictions(
+    path: Path, ids: Sequence[str], labels, probabilities: np.ndarray, names: Sequence[str]
+) -> None:
+    """predictions.csv: id, label, predicted, probability (of the predicted class)."""
+    predicted = probabilities.argmax(axis=1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "predicted", "probability"])
+        for i, best in enumerate(predicted):
+            row = [ids[i], names[labels[i]], names[best], f"{probabilities[i, best]:.6f}"]
+            writer.writerow(row)
+
+
+def save_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """confusion.csv: rows are the true classes, columns the predicted ones."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+
+
+def summarise(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean and sample standard deviation; no deviation from a single value."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+
+
+def table(rows: Mapping[str, Mapping[str, Mapping]], columns: Sequence[str]) -> str:
+    """A Markdown table of mean ± std, one row per method.
+
+    Args:
+        rows: {method: {metric: `summarise(...)`}}.
+    """
+
+    def cell(summary):
+        if summary is None or not math.isfinite(summary["mean"]):
+            return "–"
+        spread = "" if summary["std"] is None else f" ± {summary['std']:.3f}"
+        return f"{summary['mean']:.3f}{spread}"
+
+    lines = [["method", *columns, "seeds"]]
+    for method, metrics in rows.items():
+        count = str(next(iter(metrics.values()))["n"])
+        lines.append([method, *(cell(metrics.get(column)) for column in columns), count])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )

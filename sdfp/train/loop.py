@@ -1,0 +1,139 @@
+"""The loops over batches: training steps, and one value per example."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdfp.data import loading, plan
+from sdfp.data.loading import Feed
+from sdfp.parallel import Devices
+from sdfp.settings import Recipe
+from sdfp.train import step as stepping
+from sdfp.train.step import State
+from sdfp.types import Key
+
+
+class Order(NamedTuple):
+    """The batch of every step, as a pure function of the step."""
+
+    seed: int
+    batch_size: int
+    accumulate: int
+    devices: int
+
+    def batch(self, step: int, examples: int) -> dict[str, np.ndarray]:
+        """`index` and `weight` [micro-batches, rows], padded so that the devices divide rows."""
+        unit = self.devices * self.accumulate
+        rows = -(-self.batch_size // unit) * unit
+        index, weight = plan.train_batch(self.seed, step, examples, self.batch_size, rows)
+        # Striped, so that padding spreads over the micro-batches.
+        stripes = (rows // self.accumulate, self.accumulate)
+        return {"index": index.reshape(stripes).T, "weight": weight.reshape(stripes).T}
+
+
+@lru_cache
+def make_prepare(prepare: Callable, augment: bool, per_example: Callable | None) -> Callable:
+    """What a step does to a raw batch: gather rows, normalise, add the teacher's target.
+
+    Cached (as the compiled functions below) so that stages of one shape share a program.
+    """
+
+    def prepared(frozen, resident, batch, key):
+        batch = prepare(loading.gather(resident, batch), key, augment)
+        return {**batch, "target": per_example(frozen, batch)} if per_example else batch
+
+    return prepared
+
+
+@lru_cache
+def compile_train(devices: Devices, loss_fn, prepare, tx, weights: tuple) -> Callable:
+    step = partial(
+        stepping.train_step, loss_fn=loss_fn, prepare=prepare, tx=tx, weights=dict(weights)
+    )
+    return devices.compile_train(partial(stepping.train_steps, step=step))
+
+
+@lru_cache
+def compile_map(devices: Devices, fn: Callable, prepare: Callable) -> Callable:
+    def mapped(params, resident, batch):
+        return fn(params, prepare(params, resident, batch, None))
+
+    return devices.compile_map(mapped)
+
+
+def train(
+    state: State,
+    frozen: Any,
+    feed: Feed,
+    key: Key,
+    *,
+    compiled: Callable,
+    recipe: Recipe,
+    order: Order,
+    devices: Devices,
+    steps_per_call: int,
+    pause_every: int,
+) -> Iterator[tuple[int, Callable[[], State], Mapping[str, np.ndarray]]]:
+    """Runs a stage to its last step.
+
+    Args:
+        state, frozen: on the devices; `state` is consumed.
+        pause_every: calls end at multiples of this step count, for checkpoints.
+
+    Yields:
+        After every call: (steps done, the function that fetches the state, metrics [steps]).
+    """
+    done = int(devices.fetch(state.step))
+    while done < recipe.steps:
+        pause = min(recipe.steps, (done // pause_every + 1) * pause_every)
+        count = min(steps_per_call, pause - done)
+        # Always the full number of batches: another shape would be another program.
+        batches = [order.batch(done + i, len(feed.split)) for i in range(steps_per_call)]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        stacked.update(feed.rows(stacked["index"]))
+        state, metrics = compiled(
+            state, frozen, feed.resident, devices.shard(stacked, 2), key, count
+        )
+        done += count
+        host_metrics = {k: np.asarray(v)[:count] for k, v in devices.fetch(metrics).items()}
+        yield done, partial(devices.fetch, state), host_metrics
+
+
+def map_examples(
+    fn: Callable, params: Any, feed: Feed, *, prepare: Callable, devices: Devices, rows: int
+) -> np.ndarray:
+    """`fn(params, batch) -> [examples, ...]` for every example of a split exactly once.
+
+    Args:
+        params: on the devices.
+        prepare: as in training, without augmentation.
+        rows: batch size, rounded up to a multiple of the devices.
+
+    Returns:
+        [data set, ...], in the order of the split.
+    """
+    compiled = compile_map(devices, fn, prepare)
+    rows = -(-min(rows, len(feed.split)) // devices.count) * devices.count
+    results = []
+    for index, weight in plan.eval_batches(len(feed.split), rows):
+        batch = {"index": index, "weight": weight, **feed.rows(index)}
+        values = devices.gather(compiled(params, feed.resident, devices.shard(batch, 0)))
+        results.append(values[weight > 0])
+    return np.concatenate(results)
+
+
+def example_bytes(
+    fn: Callable, params: Any, feed: Feed, *, prepare: Callable, devices: Devices
+) -> int:
+    """Bytes that `map_examples` returns per example, without running it."""
+    batch = {
+        "index": np.zeros(devices.count, np.int32),
+        "weight": np.ones(devices.count, np.float32),
+        **feed.rows(np.zeros(devices.count, np.int32)),
+    }
+    compiled = compile_map(devices, fn, prepare)
+    values = jax.eval_shape(compiled, params, feed.resident, devices.shard(batch, 0))
+    return values.size * values.dtype.itemsize // devices.count

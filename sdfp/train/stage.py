@@ -1,0 +1,261 @@
+"""One training stage: its identity, its checkpoints, and what it leaves."""
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from sdfp import checkpoint, optim, report
+from sdfp.data.loading import Feed
+from sdfp.parallel import Devices
+from sdfp.settings import Recipe, Run
+from sdfp.train import loop, step
+from sdfp.types import LossFn, Params, UserError
+
+
+class Stage(NamedTuple):
+    """Everything that decides a stage's result."""
+
+    name: str
+    """Also its folder below WORKDIR/stages."""
+    loss_fn: LossFn
+    params: Params
+    """Initial parameters, on the host."""
+    recipe: Recipe
+    feed: Feed
+    prepare: Callable
+    seed: int
+    """Of the data order, the masks and the dropout, with `stream`."""
+    stream: str
+    identity: Mapping[str, Any]
+    """Settings beyond the recipe that change the result: model, data, precision, ..."""
+    frozen: Any = None
+    per_example: Callable | None = None
+    weights: Mapping[str, float] = {}
+
+
+class Place(NamedTuple):
+    """Where and how stages run: nothing that changes a result."""
+
+    workdir: Path
+    devices: Devices
+    run: Run
+
+
+class Outcome(NamedTuple):
+    """What a finished stage left."""
+
+    params: Params
+    record: dict[str, Any]
+    """key, name, steps, seconds, examples_per_second, digests: for results.json."""
+    directory: Path
+
+
+def full_identity(stage: Stage) -> dict[str, Any]:
+    """Flat {setting: value} of all that changes the stage's result; its hash is the key.
+
+    Not in it: back end, device count, logging, the list of methods, the workdir.
+    """
+    identity = {
+        "name": stage.name,
+        "recipe": asdict(stage.recipe),
+        "seed": stage.seed,
+        "weights": dict(stage.weights),
+        "init": checkpoint.digest(stage.params),
+        "frozen": checkpoint.digest(stage.frozen),
+        **stage.identity,
+    }
+    return json.loads(json.dumps(_dotted(identity)))  # as it will be read back
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_dotted(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def run_stage(stage: Stage, place: Place) -> Outcome:
+    """Trains a stage, or goes on with it, or reads it, if this work directory has it.
+
+    Raises:
+        UserError: the directory holds this stage with other settings, a finished
+            checkpoint is damaged, or the loss is not finite.
+    """
+    directory = place.workdir / "stages" / stage.name
+    final = directory / "final"
+    identity = full_identity(stage)
+    _claim(directory, identity)
+    if checkpoint.exists(final):
+        outcome = _read(final, directory)
+        report.say(f"{stage.name}: finished before, read from {final}")
+        return outcome
+    params, seconds = _train(stage, place, directory)
+    steps = stage.recipe.steps
+    facts = {
+        "key": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
+        "name": stage.name,
+        "steps": steps,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(steps * stage.recipe.batch_size / seconds, 2),
+        "init_digest": identity["init"],
+        "frozen_digest": identity["frozen"] if stage.frozen is not None else None,
+    }
+    checkpoint.save(final, params, facts)
+    checkpoint.drop_steps(directory)
+    return _read(final, directory)
+
+
+def _read(final: Path, directory: Path) -> Outcome:
+    try:
+        params, facts = checkpoint.restore(final)
+    except checkpoint.DamagedCheckpoint as error:
+        raise UserError(f"{error}. Delete {directory} to train this stage again") from error
+    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory)
+
+
+def _claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Writes the identity of a new stage; refuses a directory that holds another one."""
+    path = directory / "identity.json"
+    if not path.exists():
+        checkpoint.write_json(path, identity)
+        return
+    known = json.loads(path.read_text())
+    different = [key for key in sorted({*known, *identity}) if known.get(key) != identity.get(key)]
+    if different:
+        told = ", ".join(
+            f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different
+        )
+        raise UserError(f"{directory} was made with other settings: {told}. Use another --workdir")
+
+
+@lru_cache
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW as a recipe says. Cached, so that stages with one recipe share a program."""
+    return optim.adamw(
+        optim.warmup_linear_schedule(recipe.learning_rate, recipe.steps, recipe.warmup_steps),
+        beta1=recipe.beta1,
+        beta2=recipe.beta2,
+        epsilon=recipe.epsilon,
+        weight_decay=recipe.weight_decay,
+        no_decay=recipe.no_decay,
+        frozen=recipe.frozen,
+        clip_norm=recipe.clip_norm,
+    )
+
+
+def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, float]:
+    """Trains from the start or the newest checkpoint to the last step.
+
+    Returns:
+        The parameters on the host, and the seconds of all sittings.
+    """
+    devices, run, recipe = place.devices, place.run, stage.recipe
+    tx = make_optimizer(recipe)
+    state, past = _start(stage, directory, tx)
+    frozen = devices.replicate(stage.frozen)
+    feed, per_example = _teacher_table(stage, frozen, place)
+    calls = loop.train(
+        devices.replicate(state),
+        frozen,
+        feed,
+        jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.stream.encode())),
+        compiled=loop.compile_train(
+            devices,
+            stage.loss_fn,
+            loop.make_prepare(stage.prepare, recipe.augment, per_example),
+            tx,
+            tuple(sorted(stage.weights.items())),
+        ),
+        recipe=recipe,
+        order=loop.Order(
+            zlib.crc32(f"{stage.stream}/{stage.seed}".encode()),
+            recipe.batch_size,
+            recipe.accumulate,
+            devices.count,
+        ),
+        devices=devices,
+        steps_per_call=run.steps_per_call,
+        pause_every=run.checkpoint_every,
+    )
+    board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
+    began, fetch = time.monotonic(), lambda: state
+    log = report.StageLog(
+        directory, stage.name, recipe.steps, int(state.step), run.log_every, board
+    )
+    with log:
+        for done, fetch, metrics in calls:
+            _refuse_non_finite(stage.name, done, metrics)
+            log.add(done, metrics, recipe.batch_size)
+            seconds = past + time.monotonic() - began
+            if done % run.checkpoint_every == 0 and done < recipe.steps:
+                checkpoint.save_step(directory, done, fetch(), {"seconds": seconds})
+    return fetch().params, past + time.monotonic() - began
+
+
+def _start(stage: Stage, directory: Path, tx) -> tuple[step.State, float]:
+    """The state to go on from, on the host, and the seconds spent before."""
+    state = jax.device_get(step.init_state(stage.params, tx))
+    try:
+        saved = checkpoint.restore_step(directory, state)
+    except checkpoint.DamagedCheckpoint as error:
+        raise UserError(f"{error}. Delete it to train this stage again") from error
+    if saved is None:
+        report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
+        return state, 0.0
+    report.say(f"{stage.name}: goes on after step {saved[1]['step']} of {stage.recipe.steps}")
+    return saved[0], saved[1]["seconds"]
+
+
+def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:
+    """The teacher's features of every example, computed once, where the inputs never vary.
+
+    The teacher is fixed and, without augmentation, so is its input: a table indexed by
+    example is exact. Where inputs vary or the table is too large, steps recompute it.
+
+    Returns:
+        The feed, with a resident `target` if there is a table, and the function that
+        steps must compute themselves, if not.
+    """
+    if stage.per_example is None:
+        return stage.feed, None
+    prepare = loop.make_prepare(stage.prepare, False, None)
+    arguments = {"prepare": prepare, "devices": place.devices}
+    if stage.recipe.augment:
+        report.say(f"{stage.name}: the teacher runs in every step, its inputs are augmented")
+        return stage.feed, stage.per_example
+    size = loop.example_bytes(stage.per_example, frozen, stage.feed, **arguments)
+    if size * len(stage.feed.split) > place.run.resident_gb * 1e9:
+        report.say(
+            f"{stage.name}: the teacher runs in every step, a table would exceed resident_gb"
+        )
+        return stage.feed, stage.per_example
+    table = loop.map_examples(
+        stage.per_example, frozen, stage.feed, rows=place.run.eval_batch_size, **arguments
+    )
+    resident = {**stage.feed.resident, **place.devices.replicate({"target": table})}
+    return stage.feed._replace(resident=resident), None
+
+
+def _refuse_non_finite(name: str, done: int, metrics) -> None:
+    """Nothing non-finite goes on, and nothing non-finite is ever saved."""
+    for key in ("loss", "grad_norm"):
+        bad = np.flatnonzero(~np.isfinite(metrics[key]))
+        if bad.size:
+            step = done - len(metrics[key]) + int(bad[0]) + 1
+            raise UserError(
+                f"{name}: {key} is not finite at step {step}. Try a lower learning rate or "
+                "float32; the last checkpoint is kept"
+            )

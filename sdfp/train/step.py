@@ -1,0 +1,120 @@
+"""One update of the parameters: pure, and the only place that reduces losses."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdfp import parallel
+from sdfp.types import Batch, Key, LossFn, Params
+
+
+class State(NamedTuple):
+    """Everything that training changes."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> State:
+    return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def train_step(
+    state: State,
+    frozen: Any,
+    resident: Mapping[str, jax.Array],
+    batch: Batch,
+    key: Key,
+    *,
+    loss_fn: LossFn,
+    prepare: Callable,
+    tx: optax.GradientTransformation,
+    weights: Mapping[str, float],
+    axis_name: str | None = None,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step: sum over examples of w_i l_i, divided by the sum of w_i over all devices.
+
+    A mean of per-device or per-micro-batch means would weigh the examples of an uneven
+    batch unequally; here every term has the same global count.
+
+    Args:
+        frozen: parameters that are read and never trained (a teacher), an explicit argument:
+            closing over them would bake them into the compiled program.
+        resident: whole data arrays [data set, ...] that stay on the device.
+        batch: leaves [micro-batches, examples, ...], with `index` and `weight`.
+        key: of the stage; folded with the step here.
+        loss_fn: (params, frozen, batch, key) -> {term: [examples]}.
+        prepare: (frozen, resident, batch, key) -> batch that `loss_fn` reads.
+        weights: factor of each term in the objective; 1 where absent.
+        axis_name: the device axis under pmap.
+
+    Returns:
+        The next state and {term: mean, "loss": objective, "grad_norm": global norm}.
+    """
+    prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+    count = parallel.total(jnp.sum(batch["weight"]), axis_name)
+
+    def objective(params, micro_batch):
+        prepared = prepare(frozen, resident, micro_batch, prepare_key)
+        terms = loss_fn(params, frozen, prepared, loss_key)
+        weight = micro_batch["weight"]
+        means = {
+            name: jnp.sum(jnp.where(weight > 0, weight * value, 0.0)) / count
+            for name, value in terms.items()
+        }
+        return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
+
+    def gradient_of(micro_batch):
+        (loss, means), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.params, micro_batch
+        )
+        return gradient, {**means, "loss": loss}
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradient_of(micro_batch)), None
+
+    local = gradient_of(jax.tree.map(lambda leaf: leaf[0], batch))
+    if batch["weight"].shape[0] > 1:
+        local, _ = jax.lax.scan(add, local, jax.tree.map(lambda leaf: leaf[1:], batch))
+    gradient, metrics = parallel.total(local, axis_name)
+
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, "grad_norm": optax.global_norm(gradient)}
+    return State(state.step + 1, params, opt_state), metrics
+
+
+def train_steps(
+    state: State, frozen, resident, batches: Batch, key: Key, count, *, step: Callable, axis_name
+) -> tuple[State, dict[str, jax.Array]]:
+    """The first `count` of the given batches, one after the other, in one dispatch.
+
+    `count` is a run-time value: a stage that is cut anywhere (a checkpoint, its end) runs
+    the same compiled program, so cutting it changes no bit.
+
+    Args:
+        batches: leaves [steps, micro-batches, examples, ...].
+        step: `train_step` with its keyword arguments bound, but `axis_name`.
+
+    Returns:
+        The state and metrics of shape [steps]; entries from `count` on are zero.
+    """
+
+    def batch_at(i):
+        return jax.tree.map(lambda leaf: leaf[i], batches)
+
+    def one(i, carry):
+        state, history = carry
+        state, metrics = step(state, frozen, resident, batch_at(i), key, axis_name=axis_name)
+        return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), history, metrics)
+
+    shapes = jax.eval_shape(
+        lambda: step(state, frozen, resident, batch_at(0), key, axis_name=axis_name)[1]
+    )
+    steps = batches["weight"].shape[0]
+    history = jax.tree.map(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
+    return jax.lax.fori_loop(0, count, one, (state, history))
