@@ -1,0 +1,259 @@
+"""From a list of image files, or from arrays, to a `Dataset`: what all image data sets share."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdfp.data import cache, splits
+from sdfp.data.interface import Dataset, Split
+from sdfp.settings import Data
+from sdfp.types import Batch, Key, UserError
+
+
+class Example(NamedTuple):
+    """One image that a data set lists."""
+
+    path: Path | cache.Record
+    label: int | None
+    id: str
+
+
+class Listing(NamedTuple):
+    """What a data set made of image files consists of, before anything is decoded."""
+
+    train: list[Example]
+    class_names: tuple[str, ...]
+    """Empty where `train` has no labels."""
+    source: str
+    """What was read, for results.json."""
+    test: list[Example] | None = None
+    validation: list[Example] | None = None
+    unlabelled: list[Example] | None = None
+    """Images for the pre-training stages; None: those of `train`."""
+
+
+def assemble(listing: Listing, settings: Data) -> Dataset:
+    """Decodes what `listing` names and cuts it (see `assemble_arrays`).
+
+    Raises:
+      UserError: more than `settings.max_broken` images are broken, or one of
+        `assemble_arrays`' reasons.
+    """
+    parts = {
+        "train": listing.train,
+        "unlabelled": listing.unlabelled,
+        "validation": listing.validation,
+        "test": listing.test,
+    }
+    examples = [example for part in parts.values() for example in part or ()]
+    decoded = cache.decode_all(
+        [example.path for example in examples],
+        settings.image_size,
+        settings.channels,
+        settings.cache_dir,
+    )
+    broken = {examples[row].id: why for row, why in decoded.broken.items()}
+    _refuse_broken(broken, len(examples), settings.max_broken)
+    cut, start = {}, 0
+    for name, part in parts.items():
+        if part is None:
+            continue
+        low, high = np.searchsorted(decoded.kept, [start, start + len(part)])
+        kept = [examples[row] for row in decoded.kept[low:high]]
+        cut[name] = _split(decoded.images[low:high], kept)
+        start += len(part)
+    notes = {"source": listing.source, "broken": broken, "cache": decoded.file}
+    return assemble_arrays(settings=settings, class_names=listing.class_names, notes=notes, **cut)
+
+
+def assemble_arrays(
+    train: Split,
+    *,
+    settings: Data,
+    class_names: tuple[str, ...],
+    test: Split | None = None,
+    validation: Split | None = None,
+    unlabelled: Split | None = None,
+    notes: dict,
+) -> Dataset:
+    """Cuts test, validation and label budget from `train`, as far as they are not given.
+
+    `settings.test_fraction` counts only where `test` is None, `validation_fraction` only where
+    `validation` is None; the budget `train_labels` is taken from what is left. All cuts are
+    stratified and drawn from `split_seed`. Without labels nothing is cut. Where the data set
+    brings no unlabelled images of its own, the budget cuts `unlabelled` with `train` (they are
+    one object); its own unlabelled images are used as they are.
+
+    Args:
+      train, test, validation, unlabelled: `image` uint8 [n, image_size, image_size, channels].
+      settings: `mean` and `std` have one value per channel, for pixels scaled to 0..1.
+      class_names: by label; empty where `train` has no labels.
+      notes: goes to results.json, with the counts added.
+
+    Raises:
+      UserError: no image left, fewer than two classes, a class without training examples, a
+        label out of range, a budget that cannot be met, no test split and no way to make one,
+        or `mean` and `std` that do not fit `channels`.
+    """
+    _check_normalisation(settings)
+    own = [name for name, split in [("test", test), ("validation", validation)] if split]
+    if not len(train):
+        raise UserError(f"no image to train on in {notes['source']}")
+    if train.labelled:
+        train, test, validation = _cut(train, test, validation, settings, len(class_names))
+        _check_labels({"train": train, "validation": validation, "test": test}, class_names)
+    unlabelled = train if unlabelled is None else unlabelled
+    if not len(unlabelled):
+        raise UserError(f"no unlabelled image in {notes['source']}")
+    parts = {"train": train, "unlabelled": unlabelled, "validation": validation, "test": test}
+    return Dataset(
+        **parts,
+        class_names=class_names,
+        fingerprint=_fingerprint(train, unlabelled, settings),
+        notes={
+            **notes,
+            "counts": {name: len(split) if split else 0 for name, split in parts.items()},
+            "classes": len(class_names),
+            "own_splits": own,
+            "test_ids_in_train": len(set(train.ids).intersection(test.ids)) if test else 0,
+        },
+        prepare=make_prepare(settings.mean, settings.std),
+        to_pixels=make_to_pixels(settings.mean, settings.std),
+    )
+
+
+def make_prepare(mean: Sequence[float], std: Sequence[float]) -> Callable:
+    """`prepare(batch, key, augment) -> batch`, for use inside the compiled step.
+
+    `batch["image"]` uint8 [n, height, width, channels] becomes float32 `(image / 255 - mean) /
+    std`; the other entries are kept. `augment` is static: True flips each image left to right
+    with probability 1/2, drawn from (key, batch["index"]), so that neither the place in the
+    batch nor the number of devices changes it.
+    """
+    mean_, std_ = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
+
+    def prepare(batch: Batch, key: Key, augment: bool) -> Batch:
+        image = (batch["image"].astype(jnp.float32) / 255 - mean_) / std_
+        if augment:
+            heads = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i))
+            flip = jax.vmap(heads)(batch["index"])
+            image = jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
+        return {**batch, "image": image}
+
+    return prepare
+
+
+def make_to_pixels(mean: Sequence[float], std: Sequence[float]) -> Callable:
+    """`to_pixels(images) -> uint8`, the inverse of `prepare` on the host (NumPy), for pictures.
+
+    Takes float [..., height, width, channels] in the model's input space. Values outside what
+    pixels can show are clipped; NaN turns black.
+    """
+    mean_, std_ = np.array(mean, np.float32), np.array(std, np.float32)
+
+    def to_pixels(images) -> np.ndarray:
+        scaled = (np.asarray(images, np.float32) * std_ + mean_) * 255
+        return np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
+
+    return to_pixels
+
+
+def _split(images: np.ndarray, examples: list[Example]) -> Split:
+    arrays = {"image": images}
+    if all(example.label is not None for example in examples):
+        arrays["label"] = np.array([example.label for example in examples], np.int32)
+    return Split(arrays, tuple(example.id for example in examples))
+
+
+def _cut(
+    train: Split, test: Split | None, validation: Split | None, settings: Data, classes: int
+) -> tuple[Split, Split, Split | None]:
+    seed = settings.split_seed
+    if classes < 2:
+        raise UserError(f"a classifier needs at least two classes, the data set has {classes}")
+    if test is None:
+        if not settings.test_fraction:
+            raise UserError(
+                "the data set has no test split: give it a test folder (or test.csv), or hold out "
+                "a part of train with --config.data.test_fraction=0.2"
+            )
+        keep = _left(len(train), settings.test_fraction, "test_fraction")
+        train, test = splits.cut(train, keep, seed, splits.TEST)
+    if validation is None and settings.validation_fraction:
+        keep = _left(len(train), settings.validation_fraction, "validation_fraction")
+        train, validation = splits.cut(train, keep, seed, splits.VALIDATION)
+    budget = settings.train_labels
+    if budget:
+        if not classes <= budget <= len(train):
+            raise UserError(
+                f"--config.data.train_labels={budget} must be at least the {classes} classes and "
+                f"at most the {len(train)} training examples (0 = all)"
+            )
+        train, _ = splits.cut(train, budget, seed, splits.BUDGET)
+    return train, test, validation
+
+
+def _left(examples: int, fraction: float, name: str) -> int:
+    keep = examples - round(examples * fraction)
+    if not 0 < keep < examples:
+        raise UserError(
+            f"--config.data.{name}={fraction} of {examples} examples leaves one part empty"
+        )
+    return keep
+
+
+def _check_labels(parts: dict[str, Split | None], class_names: tuple[str, ...]) -> None:
+    # On the device a wrong label is no error: -1 would count as the last class.
+    for name, split in parts.items():
+        if split is None:
+            continue
+        if not len(split):
+            raise UserError(f"the {name} split is empty")
+        labels = split.arrays["label"]
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise UserError(f"a {name} label is outside 0..{len(class_names) - 1}")
+        absent = sorted(set(range(len(class_names))) - set(labels.tolist()))
+        if name == "train" and absent:
+            names = ", ".join(class_names[label] for label in absent[:5])
+            raise UserError(f"{len(absent)} classes have no training example: {names}")
+
+
+def _check_normalisation(settings: Data) -> None:
+    for name in ("mean", "std"):
+        if len(getattr(settings, name)) != settings.channels:
+            raise UserError(
+                f"--config.data.{name}={getattr(settings, name)} must have one value for each of "
+                f"the {settings.channels} channels"
+            )
+    if min(settings.std) <= 0:
+        raise UserError(f"--config.data.std={settings.std} must be above 0")
+
+
+def _refuse_broken(broken: dict[str, str], examples: int, max_broken: int) -> None:
+    if len(broken) <= max_broken:
+        return
+    first = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:3])
+    raise UserError(
+        f"{len(broken)} of {examples} images are broken, more than "
+        f"--config.data.max_broken={max_broken}: {first}{'; ...' if len(broken) > 3 else ''}"
+    )
+
+
+def _fingerprint(train: Split, unlabelled: Split, settings: Data) -> str:
+    """Hash of what training stages see: ids, pixels, labels, their order and normalisation."""
+    digest = hashlib.sha256(
+        repr((settings.image_size, settings.channels, settings.mean, settings.std)).encode()
+    )
+    for split in (train,) if unlabelled is train else (train, unlabelled):
+        digest.update(repr(split.ids).encode("utf-8", "surrogateescape"))
+        for name in sorted(split.arrays):
+            array = split.arrays[name]
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            for start in range(0, len(array), 256):
+                digest.update(array[start : start + 256].tobytes())
+    return digest.hexdigest()

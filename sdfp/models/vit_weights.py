@@ -1,0 +1,299 @@
+"""ViT-MAE weights between PyTorch's names and ours: pure renaming, no files.
+
+Four spellings are read: the hub's files, what transformers 5 has in memory, what its
+`save_pretrained` writes (the decoder's blocks are named differently there), and the original
+MAE repository's. The hub's is written: every version of transformers reads it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from sdfp.models import vit_positions
+from sdfp.models.vit_modules import Settings
+from sdfp.types import UserError
+
+# Ours: (the hub's, other spellings ...). The first name is written, all are read.
+SINGLE = {
+    "encoder/cls_token": ("vit.embeddings.cls_token", "cls_token"),
+    "encoder/pos_embed": ("vit.embeddings.position_embeddings", "pos_embed"),
+    "encoder/patch_embed": ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    "encoder/norm": ("vit.layernorm", "norm"),
+    "decoder/embed": ("decoder.decoder_embed", "decoder_embed"),
+    "decoder/mask_token": ("decoder.mask_token", "mask_token"),
+    "decoder/pos_embed": ("decoder.decoder_pos_embed", "decoder_pos_embed"),
+    "decoder/norm": ("decoder.decoder_norm", "decoder_norm"),
+    "decoder/pred": ("decoder.decoder_pred", "decoder_pred"),
+    "head": ("classifier",),
+}
+STACK = {
+    "encoder/blocks": ("vit.encoder.layer", "vit.layers", "blocks"),
+    "decoder/blocks": ("decoder.decoder_layers", "decoder.decoder_encoder.layer", "decoder_blocks"),
+}
+IN_BLOCK = {
+    "norm_attention": ("layernorm_before", "norm1"),
+    "query": ("attention.attention.query", "attention.q_proj", "attn.q"),
+    "key": ("attention.attention.key", "attention.k_proj", "attn.k"),
+    "value": ("attention.attention.value", "attention.v_proj", "attn.v"),
+    "out": ("attention.output.dense", "attention.o_proj", "attn.proj"),
+    "norm_mlp": ("layernorm_after", "norm2"),
+    "mlp_in": ("intermediate.dense", "mlp.fc1"),
+    "mlp_out": ("output.dense", "mlp.fc2"),
+}
+# The original repository's sizes: heads cannot be read from the shapes.
+HEADS_OF_WIDTH = {768: 12, 1024: 16, 1280: 16}
+
+
+class Renaming(NamedTuple):
+    """What `from_torch` did, for `pretrained.load`: names of the file's tensors that were used
+    or have no place here (heads, poolers); our parameters that were not filled, each with the
+    names it needs; whatever else the user should know, one line each."""
+
+    loaded: list[str]
+    left_out: list[str]
+    missing: dict[str, list[str]]
+    notes: list[str]
+
+
+class Slot(NamedTuple):
+    """One PyTorch tensor and where it goes."""
+
+    path: tuple[str, ...]
+    layer: int | None
+    names: list[str]
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], settings: Settings) -> tuple[dict, Renaming]:
+    """Renames PyTorch tensors, transposes kernels, stacks layers, resizes position embeddings.
+
+    Args:
+        tensors: arrays by name, in any of the four spellings; `vit.` and a leading `model.`
+            or `module.` may be there or not.
+        settings: the architecture.
+
+    Returns:
+        `{"encoder", "decoder"}` of float32 arrays, without what the file does not have, and
+        a Renaming.
+
+    Raises:
+        UserError: a block's tensor has no place here (more layers, another architecture), two
+            tensors claim one place, position embeddings are not of a square grid.
+    """
+    tensors = _without_fused_projections(tensors)
+    # A head is written but not read: fine-tuning always starts with a fresh one.
+    slots = [slot for slot in _slots(settings) if slot.path[0] != "head"]
+    places = {name: slot for slot in slots for name in slot.names}
+    found: dict[tuple, dict] = {}
+    loaded, left_out = [], []
+    for name, tensor in tensors.items():
+        slot = places.get(_bare(name))
+        if slot is None:
+            left_out.append(name)
+        elif slot.layer in found.setdefault(slot.path, {}):
+            raise UserError(f"two tensors for one parameter, one of them is {name}")
+        else:
+            found[slot.path][slot.layer] = _to_flax(slot.path, tensor, name)
+            loaded.append(name)
+    strangers = [name for name in left_out if _in_a_block(_bare(name))]
+    if strangers:
+        raise UserError(f"no place in this model for {_some(strangers)}: other depth or design")
+    return _assemble(slots, found, loaded, left_out, settings)
+
+
+def to_torch(params: Mapping[str, Any], settings: Settings) -> dict[str, np.ndarray]:
+    """The hub's names and layouts for our parameters.
+
+    Args:
+        params: any of `encoder`, `decoder` and `head` (written as `classifier`).
+        settings: the architecture.
+
+    Returns:
+        float32 arrays by name: what ViTMAEForPreTraining (with a decoder), ViTModel or
+        ViTForImageClassification (with a head) of transformers loads.
+    """
+    tensors = {}
+    flat = traverse_util.flatten_dict(dict(params))
+    for slot in _slots(settings):
+        if slot.path[0] in params:
+            leaf: Any = flat[slot.path]
+            value = np.asarray(leaf if slot.layer is None else leaf[slot.layer], np.float32)
+            tensors[slot.names[0]] = _from_flax(slot.path, value, settings)
+    return tensors
+
+
+def read_config(
+    settings: Settings, config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
+) -> Settings:
+    """The architecture of a weight file over the run's own image size, masking and dropout.
+
+    Args:
+        settings: of the run.
+        config: a Hugging Face config.json of model_type vit_mae, or vit (encoder sizes only);
+            None to read the shapes instead, possible for the original repository's names.
+        shapes: of the file's tensors, by name.
+
+    Returns:
+        Settings.
+
+    Raises:
+        UserError: another model_type or activation, a missing entry, sizes that cannot be read.
+    """
+    if config is None:
+        return replace(settings, **_sizes_from_shapes(shapes))
+    kind = config.get("model_type")
+    if kind not in ("vit_mae", "vit"):
+        raise UserError(f"config.json: model_type is {kind!r}; this backbone reads vit_mae and vit")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"config.json: hidden_act is {config['hidden_act']!r}; only gelu is known")
+    entries = {
+        "patch_size": "patch_size",
+        "channels": "num_channels",
+        "dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "mlp_dim": "intermediate_size",
+        "layer_norm_eps": "layer_norm_eps",
+    }
+    if kind == "vit_mae":
+        for ours in ("dim", "depth", "heads", "mlp_dim"):
+            entries["decoder_" + ours] = "decoder_" + entries[ours]
+    missing = [theirs for theirs in entries.values() if theirs not in config]
+    if missing:
+        raise UserError(f"config.json: no {_some(missing)}")
+    values = {ours: config[theirs] for ours, theirs in entries.items()}
+    if not isinstance(values["patch_size"], int):
+        raise UserError(f"config.json: patch_size {values['patch_size']!r} is not one number")
+    return replace(settings, qkv_bias=config.get("qkv_bias", True), **values)
+
+
+def _sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Sizes from a file with the original repository's names."""
+    bare = {_bare(name): tuple(shape) for name, shape in shapes.items()}
+    try:
+        dim, channels, patch_size, _ = bare["patch_embed.proj.weight"]
+        sizes = {
+            "patch_size": patch_size,
+            "channels": channels,
+            "dim": dim,
+            "depth": _depth(bare, "blocks"),
+            "heads": HEADS_OF_WIDTH[dim],
+            "mlp_dim": bare["blocks.0.mlp.fc1.weight"][0],
+            "layer_norm_eps": 1e-6,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in bare,
+        }
+    except (KeyError, ValueError):
+        raise UserError("no config.json, sizes unreadable: put it beside the weights") from None
+    if "decoder_blocks.0.mlp.fc1.weight" in bare and "decoder_embed.weight" in bare:
+        sizes["decoder_dim"] = bare["decoder_embed.weight"][0]
+        sizes["decoder_depth"] = _depth(bare, "decoder_blocks")
+        sizes["decoder_heads"] = 16
+        sizes["decoder_mlp_dim"] = bare["decoder_blocks.0.mlp.fc1.weight"][0]
+    return sizes
+
+
+def _depth(names: Mapping[str, Any], stack: str) -> int:
+    """Number of blocks in a stack, from the names."""
+    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith(f"{stack}."))
+
+
+def _slots(settings: Settings) -> Iterator[Slot]:
+    """Every tensor of the architecture with all its spellings, the hub's first."""
+    for ours, names in SINGLE.items():
+        yield from _leaves(tuple(ours.split("/")), None, names)
+    depths = {"encoder": settings.depth, "decoder": settings.decoder_depth}
+    for ours, stacks in STACK.items():
+        part, blocks = ours.split("/")
+        for layer in range(depths[part]):
+            for module, names in IN_BLOCK.items():
+                full = [f"{stack}.{layer}.{name}" for stack in stacks for name in names]
+                for slot in _leaves((part, blocks, module), layer, full):
+                    projection = module in ("query", "key", "value")
+                    if settings.qkv_bias or not projection or slot.path[-1] != "bias":
+                        yield slot
+
+
+def _leaves(path: tuple[str, ...], layer: int | None, names) -> Iterator[Slot]:
+    """The slots of one module: weight and bias, or the parameter itself."""
+    names = [*names, *(name.removeprefix("vit.") for name in names if name.startswith("vit."))]
+    if path[-1] in ("cls_token", "pos_embed", "mask_token"):
+        yield Slot(path, layer, names)
+        return
+    weight = "scale" if "norm" in path[-1] else "kernel"
+    yield Slot((*path, weight), layer, [f"{name}.weight" for name in names])
+    yield Slot((*path, "bias"), layer, [f"{name}.bias" for name in names])
+
+
+def _bare(name: str) -> str:
+    """A name without the prefixes that training scripts put before it."""
+    return name.removeprefix("module.").removeprefix("model.")
+
+
+def _in_a_block(name: str) -> bool:
+    """Whether a tensor belongs to a transformer block, where nothing may be left out."""
+    stacks = [stack for spellings in STACK.values() for stack in spellings]
+    return any(name.startswith((f"{s}.", f"{s.removeprefix('vit.')}.")) for s in stacks)
+
+
+def _without_fused_projections(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits the original's attn.qkv [3 * dim, ...] into attn.q, attn.k and attn.v."""
+    split: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if ".attn.qkv." in name and tensor.ndim and len(tensor) % 3 == 0:
+            for part, third in zip("qkv", np.split(tensor, 3), strict=True):
+                split[name.replace(".attn.qkv.", f".attn.{part}.")] = third
+        else:
+            split[name] = tensor
+    return split
+
+
+def _to_flax(path: tuple[str, ...], tensor: np.ndarray, name: str) -> np.ndarray:
+    """torch [out, in] or [out, channels, height, width] -> [in, out], float32."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise UserError(f"{name} holds {tensor.dtype} values, not floating point numbers")
+    value = np.asarray(tensor, np.float32)
+    if path[-1] == "kernel" and value.ndim == 4:
+        return value.transpose(2, 3, 1, 0).reshape(-1, len(value))
+    return value.T if path[-1] == "kernel" else value
+
+
+def _from_flax(path: tuple[str, ...], value: np.ndarray, settings: Settings) -> np.ndarray:
+    """The inverse of `_to_flax`, contiguous as safetensors wants it."""
+    if path[-1] == "kernel" and path[-2] == "patch_embed":
+        side = settings.patch_size
+        value = value.reshape(side, side, settings.channels, -1).transpose(3, 2, 0, 1)
+    elif path[-1] == "kernel":
+        value = value.T
+    return np.ascontiguousarray(value)
+
+
+def _assemble(slots, found, loaded, left_out, settings) -> tuple[dict, Renaming]:
+    """Stacks the layers, resizes positions, and lists what is missing."""
+    params: dict[tuple[str, ...], np.ndarray] = {}
+    missing: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for slot in slots:
+        if slot.layer not in found.get(slot.path, {}):
+            missing.setdefault("/".join(slot.path), []).append(slot.names[0])
+    for path, layers in found.items():
+        if "/".join(path) in missing:
+            continue
+        if None in layers:
+            value = layers[None]
+        elif len({value.shape for value in layers.values()}) == 1:
+            value = np.stack([layers[layer] for layer in sorted(layers)])
+        else:
+            raise UserError(f"the layers of {'/'.join(path)} differ in shape")
+        if path[-1] == "pos_embed" and value.shape[1:2] != (1 + settings.patches,):
+            value, old = vit_positions.resize(value, settings.grid), value.shape
+            notes.append(f"{'/'.join(path)}: resized from {old} to {value.shape}")
+        params[path] = value
+    return traverse_util.unflatten_dict(params), Renaming(loaded, left_out, missing, notes)
+
+
+def _some(names: list[str]) -> str:
+    """A few names and how many more."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
