@@ -44,7 +44,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fingerprints(flat: Mapping[str, np.ndarray]) -> dict[str, dict]:
     def fingerprint(array):
-        digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
         return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
 
     return {name: fingerprint(np.asarray(leaf)) for name, leaf in sorted(flat.items())}

@@ -195,7 +195,7 @@ def _identity(context: Context, data: Dataset) -> dict[str, Any]:
     return {
         "data": data.fingerprint,
         "model": {"name": context.settings.model_name, **dataclasses.asdict(context.model)},
-        "precision": context.precision.name,
+        "precision": context.settings.precision,
     }
 
 

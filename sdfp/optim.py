@@ -1,11 +1,10 @@
 """Schedule, parameter masks and AdamW, from plain arguments."""
 
 from collections.abc import Collection
+from typing import Any
 
 import jax
 import optax
-
-from sdfp.types import Params
 
 
 def warmup_linear_schedule(learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
@@ -21,7 +20,7 @@ def warmup_linear_schedule(learning_rate: float, steps: int, warmup_steps: int) 
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def name_mask(params: Params, names: Collection[str]) -> Params:
+def name_mask(params: Any, names: Collection[str]) -> Any:
     """True where the last part of a parameter's path is in `names`.
 
     By name, not by rank: blocks are stacked over layers, so a bias has two dimensions here.

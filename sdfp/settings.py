@@ -17,7 +17,7 @@ def choice(*options) -> Any:
     return field(metadata={"options": options})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Where the examples come from and how they are cut."""
 
@@ -36,7 +36,7 @@ class Data:
     cache_dir: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Init:
     """Where theta_init and phi_init come from."""
 
@@ -47,7 +47,7 @@ class Init:
     seed: int = number(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The optimisation of one training stage. Every field changes its result."""
 
@@ -66,7 +66,7 @@ class Recipe:
     augment: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stages:
     """One recipe per kind of stage."""
 
@@ -76,7 +76,7 @@ class Stages:
     finetune: Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parallel:
     """How a step is spread over the devices. Changes no result (see docs/design.md)."""
 
@@ -84,7 +84,7 @@ class Parallel:
     devices: int = number(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Bookkeeping: nothing here changes a result."""
 
@@ -97,7 +97,7 @@ class Run:
     tensorboard: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A whole run."""
 

@@ -7,7 +7,7 @@ from sdfp.methods.interface import Method
 from sdfp.settings import choice, number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """`config.method.self_distillation`."""
 

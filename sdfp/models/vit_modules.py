@@ -18,7 +18,7 @@ from sdfp.settings import choice, number
 from sdfp.types import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The architecture of a ViT-MAE and the rates of its three uses (`config.model`)."""
 

@@ -83,7 +83,7 @@ def train_step(
     gradient, metrics = parallel.total(local, axis_name)
 
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     metrics = {**metrics, "grad_norm": optax.global_norm(gradient)}
     return State(state.step + 1, params, opt_state), metrics
 
