@@ -1,61 +1,113 @@
-"""ml_collections ConfigDict -> settings. A mistake is one line that names the key."""
+"""Flags and config file -> ConfigDict -> settings. A mistake is one line that names the key."""
 
 import dataclasses
 import difflib
+import importlib.util
+import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sdfp import settings
 from sdfp.types import UserError
 
+MAX_SEED = 2**32 - 1
+"""JAX reads 32 bits of a seed: a larger one would repeat a smaller one's run."""
+
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """`absl.app.run`'s flags parser: every mistake on the command line is a `UserError`."""
+    """`absl.app.run`'s flags parser: every mistake on the command line is a `UserError`.
+
+    Returns:
+        The program's name and the overrides, `--config.key=value`, for `read`.
+    """
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
     try:
-        left = flags.FLAGS(argv)
+        program, *left = flags.FLAGS([a for a in argv if a not in overrides])
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    except AttributeError as error:
-        raise UserError(_unknown_override(argv, error)) from None
-    if left[1:]:
+        raise UserError(_one_line(error)) from None
+    if left:
         raise UserError(
-            f"Arguments not understood: {' '.join(left[1:])}. Overrides are written --config.key=value"
+            f"Arguments not understood: {' '.join(left)}. Overrides are written --config.key=value"
         )
-    return left
+    return [program, *overrides]
 
 
-def _unknown_override(argv: Sequence[str], error: AttributeError) -> str:
-    """ml_collections names only the last part of an unknown key: find the whole one."""
-    named = re.search(r"\w+", str(error))
-    for argument in argv[1:]:
-        key = re.match(r"--?config\.([\w.]+)", argument)
-        if named and key and named.group() in key.group(1).split("."):
-            near = re.search(r'Did you mean "(\w+)"', str(error))
-            meant = f' Did you mean "{near.group(1)}"?' if near else ""
-            return f"--config.{key.group(1)}: no such key.{meant} All keys are in configs/common.py"
-    raise error
+def read(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """What a config file returns, with single values changed.
 
-
-def define_config_flag(default: str) -> flags.FlagHolder:
-    """`--config FILE[:VARIANT]` and `--config.key=value`."""
-    return config_flags.DEFINE_config_file("config", default, "FILE[:VARIANT]", lock_config=True)
-
-
-def values_of(flag: flags.FlagHolder):
-    """The ConfigDict of a parsed flag.
+    Args:
+        file: "FILE" or "FILE:VARIANT"; the variant is handed to the file's `get_config`.
+        overrides: "--config.key=value" each.
 
     Raises:
-        UserError: the file is missing, or says itself what is wrong with its variant.
+        UserError: no such file, variant or key, or a value that cannot be read. What else
+            goes wrong inside the file is its own error.
     """
+    config = _get_config(*file.split(":", 1))
+    known = list(_keys(config))
+    for override in overrides:
+        key = override.split("=")[0].split("config.", 1)[1]
+        if key not in known:
+            raise UserError(f"--config.{key}: no such key.{_nearest(key, known)} {_ALL_KEYS}")
+    parser = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict(
+        "config", config, flag_values=parser, sys_argv=list(overrides)
+    )
     try:
-        return flag.value
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from None
+        parser(["", *overrides])
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from None
+    return flag.value
+
+
+def _get_config(path: str, *variant: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"--config={path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise UserError(f"--config={path}: it has no function get_config")
+    try:
+        inspect.signature(get_config).bind(*variant)
+    except TypeError:
+        raise UserError(f"--config={path}: its get_config cannot take {variant}") from None
+    try:
+        config = get_config(*variant)
+    except ValueError as error:
+        if not variant:
+            raise
+        raise UserError(f"--config={path}:{variant[0]}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: its get_config returns no ConfigDict; got {config!r}")
+    return config
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key, dotted, and every block of keys."""
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _nearest(key: Any, options: Iterable) -> str:
+    near = difflib.get_close_matches(str(key), [str(option) for option in options], 1, 0.0)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+_ALL_KEYS = "All keys are in configs/common.py"
 
 
 def parse(
@@ -103,8 +155,10 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
     for key, names in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         if not names or len(set(names)) != len(names):
             raise UserError(f"config.{key}: give each of them once, at least one; got {names}")
-    if any(seed < 0 for seed in experiment.seeds):
-        raise UserError(f"config.seeds: must not be negative; got {experiment.seeds}")
+    seeds = [("seed", experiment.seed), ("init.seed", experiment.init.seed)]
+    for key, seed in seeds + [("seeds", seed) for seed in experiment.seeds]:
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"config.{key}: must be from 0 to {MAX_SEED}; got {seed}")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", experiment.name):
         raise UserError(
             f"config.name: letters, digits, '.', '_' and '-' only; got {experiment.name!r}"
@@ -112,14 +166,16 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
     for name, recipe in vars(experiment.stages).items():
         if recipe.warmup_steps >= recipe.steps:
             raise UserError(
-                f"config.stages.{name}.warmup_steps: must be below steps ({recipe.steps}); got {recipe.warmup_steps}"
+                f"config.stages.{name}.warmup_steps: must be below steps ({recipe.steps}); "
+                f"got {recipe.warmup_steps}"
             )
     for key, data in (("data", experiment.data), ("source", experiment.source)):
         for part in ("mean", "std"):
             values = getattr(data, part)
             if len(values) != data.channels:
                 raise UserError(
-                    f"config.{key}.{part}: needs {data.channels} values, one per channel; got {values}"
+                    f"config.{key}.{part}: needs {data.channels} values, one per channel; "
+                    f"got {values}"
                 )
         if min(data.std) <= 0:
             raise UserError(f"config.{key}.std: must be above 0; got {data.std}")
@@ -151,9 +207,8 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
     dot = f"{prefix}." if prefix else ""
     given, expected = set(given), set(expected)
     for key in sorted(given - expected):
-        near = difflib.get_close_matches(key, expected, 1, 0.0)
-        meant = f' Did you mean "{dot}{near[0]}"?' if near else ""
-        raise UserError(f"config.{dot}{key}: no such key.{meant} All keys are in configs/common.py")
+        near = _nearest(dot + key, [dot + other for other in sorted(expected)])
+        raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
     for key in sorted(expected - given):
         raise UserError(f"config.{dot}{key}: missing; see configs/common.py")
 
@@ -161,11 +216,8 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
 def _one_of(key: str, value, options: Iterable) -> None:
     options = list(options)
     if value not in options:
-        near = difflib.get_close_matches(str(value), [str(o) for o in options], 1, 0.0)
-        meant = f' Did you mean "{near[0]}"?' if near else ""
-        raise UserError(
-            f"config.{key}: {value!r} is none of {', '.join(map(str, options))}.{meant}"
-        )
+        listed = ", ".join(map(str, options))
+        raise UserError(f"config.{key}: {value!r} is none of {listed}.{_nearest(value, options)}")
 
 
 def _parse(cls: type, raw: Any, prefix: str):

@@ -10,14 +10,15 @@ from sdfp.types import UserError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
-_CONFIG = config.define_config_flag(str(DEFAULT_CONFIG))
+_CONFIG = flags.DEFINE_string(
+    "config", str(DEFAULT_CONFIG), "FILE[:VARIANT]; single keys: --config.key=value"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "results; default: runs/<config.name>")
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
-    del argv
-    values = config.values_of(_CONFIG)
+    values = config.read(_CONFIG.value, overrides=argv[1:])
     experiment.run(values, Path(_WORKDIR.value or f"runs/{values.get('name')}"))
 
 

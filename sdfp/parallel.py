@@ -48,7 +48,8 @@ def make(backend: str, devices: int) -> Devices:
     found = jax.local_devices()
     if devices > len(found):
         raise UserError(
-            f"config.parallel.devices: {devices} asked for, {len(found)} found ({found[0].platform})"
+            f"config.parallel.devices: {devices} asked for, {len(found)} found "
+            f"({found[0].platform})"
         )
     return _make(backend, tuple(found[: devices or len(found)]))
 
@@ -151,7 +152,8 @@ def precision(name: str) -> Precision:
         name = {"cpu": "float32", "gpu": "tf32"}.get(platform, "bfloat16")
     if name == "tf32" and platform != "gpu":
         raise UserError(
-            f"config.precision=tf32 needs an NVIDIA GPU; this is {platform}. Use float32 or bfloat16"
+            f"config.precision=tf32 needs an NVIDIA GPU; this is {platform}. "
+            "Use float32 or bfloat16"
         )
     matmul = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[name]
     return Precision(name, jnp.bfloat16 if name == "bfloat16" else jnp.float32, matmul)

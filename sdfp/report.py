@@ -48,7 +48,8 @@ class StageLog(contextlib.AbstractContextManager):
             leave=True,
         )
         self._since = self._said = time.monotonic()
-        self._first, self._last = done, done
+        self._last = done
+        self._compiling = True  # within the first call: its rate would mislead
 
     def add(self, done: int, metrics: Mapping[str, np.ndarray], batch_size: int) -> None:
         """Takes the metrics [steps] of a call that ended after step `done`."""
@@ -59,24 +60,26 @@ class StageLog(contextlib.AbstractContextManager):
             if step % self._every == 0 or step == self._steps:
                 self._write(step, batch_size)
         self._bar.update(count)
+        if self._compiling:
+            self._compiling, self._since, self._last = False, time.monotonic(), done
 
     def _write(self, step: int, batch_size: int) -> None:
         now = time.monotonic()
         mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
-        rate = (step - self._last) / max(now - self._since, 1e-9)
-        line = {"step": step, **mean, "examples_per_second": rate * batch_size}
+        line, told = {"step": step, **mean}, ""
+        if not self._compiling:
+            rate = (step - self._last) / max(now - self._since, 1e-9)
+            line["examples_per_second"] = rate * batch_size
+            left = _duration((self._steps - step) / max(rate, 1e-9))
+            told = f"  {rate:.3g} steps/s  {left} left"
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board:
-            for key, value in line.items():
-                if key != "step":
-                    self._board.add_scalar(key, value, step)
+            for key in line.keys() - {"step"}:
+                self._board.add_scalar(key, line[key], step)
         self._bar.set_postfix_str(f"loss {mean['loss']:.4g}")
         if not self._terminal and (now - self._said > 10 or step == self._steps):
-            left = (self._steps - step) / max(rate, 1e-9)
-            say(
-                f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}  {rate:.3g} steps/s  {_duration(left)} left"
-            )
+            say(f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}{told}")
             self._said = now
         self._waiting, self._since, self._last = [], now, step
 
@@ -112,19 +115,13 @@ def save_pictures(path: Path, pictures: np.ndarray) -> None:
     Args:
         pictures: uint8 [examples, 3, height, width, channels].
     """
-    examples, columns, height, width, channels = pictures.shape
-    gap = 2
-    canvas = np.full(
-        (examples * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8
-    )
-    for row in range(examples):
-        for column in range(columns):
-            top, left = row * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = pictures[row, column]
-    image = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    zoom = max(1, 112 // height)  # tiny images are shown larger
+    zoom = max(1, 112 // pictures.shape[2])  # tiny images are shown larger
+    pictures = pictures.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    gap = [(0, 0), (0, 0), (0, 4), (0, 4), (0, 0)]
+    rows = np.pad(pictures, gap, constant_values=255)
+    canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
 
 
 def save_predictions(

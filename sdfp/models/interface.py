@@ -27,9 +27,9 @@ class Backbone(NamedTuple):
     logits: Callable
     """(params, batch, key, train, perturb=None) -> [examples, classes]."""
     add_head: Callable
-    """(params, num_classes, key) -> {"encoder", "head"}: the decoder dropped, a fresh head added."""
+    """(params, num_classes, key) -> {"encoder", "head"}: decoder dropped, fresh head added."""
     from_torch: Callable
-    """({name: ndarray}) -> (params, report): pure renaming from the public key namings."""
+    """({name: ndarray}) -> (params, renaming): from the public key namings; no files."""
     to_torch: Callable
     """(params) -> {name: ndarray}: the Hugging Face hub's naming."""
     picture: Callable

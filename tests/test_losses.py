@@ -1,0 +1,140 @@
+"""The three losses against numbers worked out by hand, and what they must not do."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdfp import losses
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_patch_error_by_hand():
+    prediction = jnp.array([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    target = jnp.array([[[1.0, 0.0], [3.0, 1.0]], [[2.0, 0.0], [0.0, 0.0]]])
+    loss = losses.patch_mean_squared_error(prediction, target)
+    np.testing.assert_allclose(loss, [(4 + 9) / 4, 1.0])  # the mean, not the sum, of 4 values
+
+
+def test_patch_error_over_hidden_patches_is_the_masked_mean_over_all():
+    # The published formula: sum over all patches of mask * error, divided by Z.
+    prediction, target = normal(3, 6, 4), normal(3, 6, 4, seed=1)
+    mask = np.array([1, 0, 1, 0, 0, 1])
+    dense = ((prediction - target) ** 2).mean(-1)
+    expected = (dense * mask).sum(-1) / mask.sum()
+    hidden = np.flatnonzero(mask)
+    loss = losses.patch_mean_squared_error(prediction[:, hidden], target[:, hidden])
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_squared_distance_by_hand():
+    student, teacher = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[3.0, 2.0], [1.0, -3.0]])
+    np.testing.assert_allclose(losses.squared_distance(student, teacher), [4.0, 10.0])  # the sum
+
+
+def test_all_tokens_have_the_scale_of_one():
+    student, teacher = normal(4, 8), normal(4, 8, seed=1)
+    one = losses.squared_distance(student, teacher)
+    repeated = [np.repeat(x[:, None], 5, axis=1) for x in (student, teacher)]
+    np.testing.assert_allclose(losses.squared_distance(*repeated), one, rtol=1e-6)
+    # Tokens are averaged, not picked: a distance in one of five tokens counts a fifth.
+    repeated[0][:, 1:] = repeated[1][:, 1:]
+    np.testing.assert_allclose(losses.squared_distance(*repeated), one / 5, rtol=1e-6)
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    expected = [np.log(4), np.log(np.exp([1, 2, 3, 4]).sum()) - 2]
+    np.testing.assert_allclose(losses.cross_entropy(logits, jnp.array([3, 1])), expected, rtol=1e-6)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    logits = jnp.array([[1e4, 0.0], [1e4, 0.0]])
+    np.testing.assert_allclose(losses.cross_entropy(logits, jnp.array([0, 1])), [0.0, 1e4])
+
+
+def test_values_are_per_example():
+    x, y = normal(5, 3, 4), normal(5, 3, 4, seed=1)
+    label = jnp.array([0, 3, 1, 2, 0])
+    for loss, arguments in [
+        (losses.patch_mean_squared_error, (x, y)),
+        (losses.squared_distance, (x, y)),
+        (losses.squared_distance, (x[:, 0], y[:, 0])),
+        (losses.cross_entropy, (x[:, 0], label)),
+    ]:
+        together = loss(*arguments)
+        chex.assert_shape(together, (5,))
+        alone = [loss(*(a[i : i + 1] for a in arguments))[0] for i in range(5)]
+        np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-6)
+
+
+def test_gradients_by_hand():
+    x, y = normal(2, 3, 4), normal(2, 3, 4, seed=1)
+    gradient = jax.grad(lambda x: losses.patch_mean_squared_error(x, y).sum())(x)
+    np.testing.assert_allclose(gradient, 2 * (x - y) / 12, rtol=1e-5)
+    gradient = jax.grad(lambda x: losses.squared_distance(x, y[:, 0]).sum())(x[:, 0])
+    np.testing.assert_allclose(gradient, 2 * (x - y)[:, 0], rtol=1e-5)
+    label = jnp.array([2, 0])
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, label).sum())(x[:, 0])
+    expected = jax.nn.softmax(x[:, 0]) - jax.nn.one_hot(label, 4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
+def test_the_teacher_gets_no_gradient(shape):
+    student, teacher = normal(*shape), normal(*shape, seed=1)
+    distance = lambda student, teacher: losses.squared_distance(student, teacher).sum()
+    to_student, to_teacher = jax.grad(distance, argnums=(0, 1))(student, teacher)
+    assert np.all(to_student != 0)
+    assert np.all(to_teacher == 0)
+
+
+def test_float32_inside_for_bfloat16_inputs():
+    # 0.5 and 1024 terms of 0.25 are exact in bfloat16, their running sum is not: it stops at 64.
+    x, y = jnp.full((2, 4, 1024), 0.5, jnp.bfloat16), jnp.zeros((2, 4, 1024), jnp.bfloat16)
+    for loss, expected in [
+        (losses.patch_mean_squared_error(x, y), 0.25),
+        (losses.squared_distance(x, y), 256.0),
+        (losses.squared_distance(x[:, 0], y[:, 0]), 256.0),
+        (losses.cross_entropy(x[:, 0], jnp.zeros(2, jnp.int32)), np.log(1024)),
+    ]:
+        chex.assert_type(loss, jnp.float32)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_difference_is_taken_in_float32():
+    # 1.0 is no multiple of what bfloat16 resolves near 256 (2): a bfloat16 difference is wrong.
+    student, teacher = jnp.full((1, 3), 256, jnp.bfloat16), jnp.full((1, 3), 1.0078125, jnp.float32)
+    np.testing.assert_allclose(
+        losses.squared_distance(student, teacher), 3 * (256 - 1.0078125) ** 2, rtol=1e-6
+    )
+
+
+X = jnp.zeros((2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments"),
+    [
+        (losses.patch_mean_squared_error, (X, X[:, :2])),
+        (losses.patch_mean_squared_error, (X, X[:1])),  # would broadcast
+        (losses.patch_mean_squared_error, (X[0], X[0])),
+        (losses.squared_distance, (X, X[:, :1])),  # would broadcast
+        (losses.squared_distance, (X, X[:, 0])),
+        (losses.squared_distance, (X[0, 0], X[0, 0])),
+        (losses.squared_distance, (X[None], X[None])),
+        (losses.cross_entropy, (X[0], jnp.zeros(2, int))),
+        (losses.cross_entropy, (X, jnp.zeros(2, int))),
+        (losses.cross_entropy, (X[0], jnp.zeros((3, 1), int))),
+        (losses.cross_entropy, (X[0], jnp.zeros(3))),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_raise(loss, arguments):
+    with pytest.raises(AssertionError):
+        loss(*arguments)
+    with pytest.raises(AssertionError):  # also inside a compiled function
+        jax.jit(loss)(*arguments)
