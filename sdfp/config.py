@@ -2,10 +2,10 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import math
 import re
+import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -50,29 +50,29 @@ def read(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
             goes wrong inside the file is its own error.
     """
     config = _get_config(*file.split(":", 1))
-    known = list(_keys(config))
+    known = dict(_items(config))
+    arguments = []
     for override in overrides:
-        key = override.split("=")[0].split("config.", 1)[1]
+        name, equals, text = override.partition("=")
+        key = name.split("config.", 1)[1]
         if key not in known:
             raise UserError(f"--config.{key}: no such key.{_nearest(key, known)} {_ALL_KEYS}")
+        # ml_collections reads a,b as one word, but takes an element at a time.
+        words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.-]+(,[\w.-]+)+", text)
+        arguments += [name + equals + part for part in (text.split(",") if words else [text])]
     parser = flags.FlagValues()
-    flag = config_flags.DEFINE_config_dict(
-        "config", config, flag_values=parser, sys_argv=list(overrides)
-    )
+    flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
     try:
-        parser(["", *overrides])
+        parser(["", *arguments])
     except flags.Error as error:
         raise UserError(_one_line(error)) from None
     return flag.value
 
 
 def _get_config(path: str, *variant: str) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
+    if not path.endswith(".py") or not Path(path).is_file():
         raise UserError(f"--config={path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
+    get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(f"--config={path}: it has no function get_config")
     try:
@@ -90,12 +90,12 @@ def _get_config(path: str, *variant: str) -> ConfigDict:
     return config
 
 
-def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every key, dotted, and every block of keys."""
+def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value and every block of values, by its dotted key."""
     for key, value in config.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
 
 
 def _one_line(error: Exception) -> str:
@@ -159,9 +159,10 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
     for key, seed in seeds + [("seeds", seed) for seed in experiment.seeds]:
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"config.{key}: must be from 0 to {MAX_SEED}; got {seed}")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", experiment.name):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", experiment.name):
         raise UserError(
-            f"config.name: letters, digits, '.', '_' and '-' only; got {experiment.name!r}"
+            "config.name: letters, digits, '_', '-' and, but not first, '.'; "
+            f"got {experiment.name!r}"
         )
     for name, recipe in vars(experiment.stages).items():
         if recipe.warmup_steps >= recipe.steps:

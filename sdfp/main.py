@@ -28,7 +28,7 @@ def run() -> None:
     try:
         app.run(main, flags_parser=config.parse_flags)
     except UserError as error:
-        print(f"sdfp: {error}", file=sys.stderr)
+        print("sdfp:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
 
 

@@ -116,7 +116,10 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
     Raises:
         UserError: names the tensors that are missing, of another shape, unknown or not finite.
     """
-    found, renaming = backbone.from_torch(weights.tensors)
+    try:
+        found, renaming = backbone.from_torch(weights.tensors)
+    except UserError as error:
+        raise UserError(f"{weights.path}: {error}") from None
     expected = _flat(jax.eval_shape(backbone.init, key))
     flat = _flat(found)
     _check_values(flat, expected, weights.path)
@@ -195,8 +198,10 @@ def _from_hub(weights: str, revision: str) -> Path:
             f"{weights}: no such file or folder, and the hub cannot be reached (no network, or "
             "HF_HUB_OFFLINE is set): download it elsewhere and give the folder"
         ) from None
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise UserError(f"{weights}: download failed: {_one_line(error)}") from None
+    except Exception as error:
+        # Whatever the hub's network library of the day raises: timeouts, resets, a full disk.
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"{weights}: download failed: {reason}") from None
 
 
 def _files_of(folder: Path, weights: str) -> list[Path]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import training
 from configs import common
+from training import quick_compilation  # noqa: F401
 
 from sdfp import optim
 from sdfp.train import stage
@@ -157,7 +158,7 @@ def test_clip_scales_only_gradients_above_the_norm():
         tx = stage.make_optimizer(
             training.recipe(common.masked_recipe(), clip_norm=clip_norm, frozen=())
         )
-        _, opt_state = tx.update(gradient, tx.init(PARAMS), PARAMS)
+        _, opt_state = jax.jit(tx.update)(gradient, tx.init(PARAMS), PARAMS)
         (adam,) = (s for s in opt_state if hasattr(s, "mu"))
         return np.concatenate([np.ravel(x) / 0.1 for x in jax.tree.leaves(adam.mu)])
 

@@ -38,7 +38,8 @@ CASES = {
         "heads": 4,
         "qkv_bias": False,
         "mask_ratio": 0.6,
-        "layer_norm_eps": 1e-12,
+        # Large enough to be seen: a forgotten eps of 1e-6 changes nothing at 1e-4.
+        "layer_norm_eps": 0.01,
     },
 }
 
@@ -165,18 +166,21 @@ def test_unmasked_features_and_classification(case):
 
     @jax.jit
     def run(params):
-        def loss_of(params):
-            logits = backbone.logits(params, batch, None, False)
-            return losses.cross_entropy(logits, jnp.asarray(label)).mean(), logits
-
         every = backbone.features(params["encoder"], batch, None, False, tokens="all")
-        return jax.value_and_grad(loss_of, has_aux=True)(params), every
+        return every, backbone.logits(params, batch, None, False)
 
-    ((loss, logits), gradient), every = run(renamed(arrays(model.state_dict())))
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        logits = backbone.logits(params, batch, None, False)
+        return losses.cross_entropy(logits, jnp.asarray(label)).mean()
+
+    params = renamed(arrays(model.state_dict()))
+    every, logits = run(params)
     np.testing.assert_allclose(every, features.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(logits, theirs.logits.detach().numpy(), atol=1e-4)
-    np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-4)
-    assert_gradients_close(gradient, renamed(gradients(model)))
+    if case == "deeper":  # the others' encoder gradients are in the test above
+        assert_gradients_close(slope(params), renamed(gradients(model)))
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 6), (7, 10), (6, 4), (3, 3), (14, 24)])

@@ -1,0 +1,69 @@
+"""The number of devices, and jit or pmap, change no result. One process with 8 CPU devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import device_worker as worker
+import numpy as np
+import pytest
+
+OTHERS = [f"{backend}{count}" for backend, count in worker.LAYOUTS[1:]]
+TERMS = {
+    "masked": ("masked", "loss", "grad_norm"),
+    "self_distill": ("masked", "distill", "loss", "grad_norm"),
+    "finetune": ("cross_entropy", "loss", "grad_norm"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What device_worker.py found: name -> array."""
+    path = tmp_path_factory.mktemp("devices") / "found.npz"
+    here = Path(worker.__file__)
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of the time is compilation
+    }
+    command = [sys.executable, "-W", "error::UserWarning", str(here), str(path)]
+    done = subprocess.run(
+        command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(path))
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+@pytest.mark.parametrize("job", TERMS)
+def test_losses_and_parameters_agree(found, layout, job):
+    for term in TERMS[job]:
+        expected = found[f"jit1/{job}/{term}"]
+        assert expected.shape == (6,)
+        np.testing.assert_allclose(found[f"{layout}/{job}/{term}"], expected, rtol=1e-5)
+    expected = found[f"jit1/{job}/params"]
+    np.testing.assert_allclose(found[f"{layout}/{job}/params"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("job", TERMS)
+def test_the_comparison_is_about_a_training_that_moves(found, job):
+    loss = found[f"jit1/{job}/loss"]
+    assert len(set(loss)) == 6
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_masks_of_every_step_agree_bit_for_bit(found, layout):
+    np.testing.assert_array_equal(found[f"{layout}/masks/code"], found["jit1/masks/code"])
+
+
+@pytest.mark.parametrize("examples", worker.EXAMPLES)
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_evaluation_sees_every_example_once(found, backend, devices, examples):
+    rows, reference = found[f"{backend}{devices}/{examples}"], found["jit1/17"][:examples]
+    assert rows.shape == (examples, 2 + 12)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(examples))
+    np.testing.assert_allclose(rows[:, 1], reference[:, 1], rtol=1e-4, atol=1e-4)  # of the image
+    np.testing.assert_array_equal(rows[:, 2:], reference[:, 2:])  # masks
