@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import sdfp
-from sdfp import algorithm, checkpoint, config, parallel, pretrained, report
+from sdfp import algorithm, checkpoint, config, initial, parallel, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset
 from sdfp.data.loading import Feed
@@ -49,7 +49,7 @@ class Context(NamedTuple):
     target: Source
     backbone: Backbone
     model: Any
-    precision: parallel.Precision
+    """The backbone's settings, as its weights have them."""
     records: dict[str, dict]
     """Stage name -> its record for results.json, in the order of the run."""
 
@@ -77,8 +77,10 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
         _greet(settings, place, precision)
         target = _load("data", settings.data, place)
-        context, init_params, provenance = _initial(settings, place, target, precision)
-        entries = _rows(context, init_params)
+        backbone, model, init = initial.load(settings, place, precision.dtype)
+        _check_input(model, settings.data, "data")
+        context = Context(settings, place, target, backbone, model, {})
+        entries = _rows(context, _initial(context, init.params))
     results = {
         "config": dataclasses.asdict(settings),
         "model": dataclasses.asdict(context.model),
@@ -86,10 +88,10 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
         "precision": precision.name,
         "data": {"fingerprint": target.data.fingerprint, **target.data.notes},
-        "init": provenance,
+        "init": init.record,
         "stages": list(context.records.values()),
         "results": entries,
-        "summary": _summary(entries),
+        "summary": report.summary(entries),
     }
     checkpoint.write_json(workdir / "results.json", results)
     _farewell(results, settings, workdir)
@@ -101,8 +103,12 @@ def _load(block: str, settings: Data, place: Place) -> Source:
     if settings.name not in DATASETS:
         raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
     data = DATASETS[settings.name](settings)
-    counts = ", ".join(f"{count} {name}" for name, count in data.notes["counts"].items() if count)
-    report.say(f"{block}: {settings.name}, {counts}, {len(data.class_names)} classes")
+    counts = dict(data.notes["counts"])
+    if data.unlabelled is data.train:
+        del counts["unlabelled" if data.train.labelled else "train"]
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    report.say(f"{block}: {settings.name}, {told}{classes}")
     for name, why in data.notes["broken"].items():
         report.say(f"{block}: left out {name}: {why}")
     splits = {name: getattr(data, name) for name in ("train", "unlabelled", "validation", "test")}
@@ -114,34 +120,14 @@ def _load(block: str, settings: Data, place: Place) -> Source:
     return Source(data, {name: opened[id(s)] for name, s in splits.items() if s is not None})
 
 
-def _initial(settings: Experiment, place: Place, target: Source, precision):
-    """Builds the backbone and theta_init, phi_init.
-
-    Returns:
-        (context, parameters on the host, where they came from)
-    """
-    init, family, model = settings.init, BACKBONES[settings.model_name], settings.model
-    weights = None
-    if init.kind == "weights":
-        weights = pretrained.open_weights(init.weights, init.revision)
-        shapes = {name: array.shape for name, array in weights.tensors.items()}
-        model = family.read_config(model, weights.config, shapes)
-    _check_input(model, settings.data, "data")
-    backbone = family.make(model, precision.dtype)
-    context = Context(settings, place, target, backbone, model, precision, {})
-    key = jax.random.key(init.seed)
-    if weights is not None:
-        params, loaded = pretrained.load(weights, backbone, key, init.missing_decoder)
-        for line in loaded.lines():
-            report.say(line)
-        return context, params, {"kind": "weights", **loaded._asdict()}
-    params = jax.device_get(jax.jit(backbone.init)(key))
-    if init.kind == "pretrain":
-        _check_input(model, settings.source, "source")
-        source = _load("source", settings.source, place)
-        fit = functools.partial(_fit, context, source)
-        params = fit("pretrain", algorithm.masked_loss(backbone), params)
-    return context, params, {"kind": init.kind, "digest": checkpoint.digest(params)}
+def _initial(context: Context, init_params: Params) -> Params:
+    """theta_init, phi_init: as loaded, or pre-trained on `config.source` from there."""
+    settings = context.settings
+    if settings.init.kind != "pretrain":
+        return init_params
+    _check_input(context.model, settings.source, "source")
+    source = _load("source", settings.source, context.place)
+    return _fit(context, source, "pretrain", algorithm.masked_loss(context.backbone), init_params)
 
 
 def _check_input(model: Any, data: Data, block: str) -> None:
@@ -176,6 +162,7 @@ def _fit(
             name,
             loss_fn,
             params,
+            origin=checkpoint.digest(params),
             recipe=getattr(context.settings.stages, recipe or name),
             feed=source.feeds["unlabelled"],
             prepare=source.data.prepare,
@@ -242,6 +229,7 @@ def _finetune(
             f"finetune/{method}/seed_{seed}",
             algorithm.finetune_loss(backbone),
             jax.device_get(backbone.add_head(params, len(data.class_names), jax.random.key(seed))),
+            origin=checkpoint.digest(params["encoder"]),  # the head comes from the seed
             recipe=settings.stages.finetune,
             feed=feeds["train"],
             prepare=data.prepare,
@@ -281,18 +269,6 @@ def _finetune(
         "stage": outcome.record["name"],
         "stage_key": outcome.record["key"],
     }
-
-
-def _summary(entries: list[dict[str, Any]]) -> dict[str, dict[str, dict]]:
-    """summary[method][metric] = {mean, std, n} over the seeds."""
-    summary: dict[str, dict[str, dict]] = {}
-    for method in dict.fromkeys(entry["method"] for entry in entries):
-        rows = [entry for entry in entries if entry["method"] == method]
-        columns = [*(k for k in rows[0] if k.endswith("_loss")), "train_accuracy", "distance"]
-        summary[method] = {rows[0]["metric"]: report.summarise([row["value"] for row in rows])}
-        for column in columns:
-            summary[method][column] = report.summarise([row[column] for row in rows])
-    return summary
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -149,6 +150,19 @@ def summarise(values: Sequence[float]) -> dict[str, float | int | None]:
     """Mean and sample standard deviation; no deviation from a single value."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+
+
+def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
+    """summary[method][metric] = {mean, std, n} over the seeds of results.json's entries."""
+    rows: dict[str, list] = {}
+    for entry in entries:
+        rows.setdefault(entry["method"], []).append(entry)
+    told = {}
+    for method, runs in rows.items():
+        columns = [k for k in runs[0] if k.endswith(("_loss", "_accuracy"))] + ["distance"]
+        told[method] = {runs[0]["metric"]: summarise([run["value"] for run in runs])}
+        told[method] |= {column: summarise([run[column] for run in runs]) for column in columns}
+    return told
 
 
 def table(rows: Mapping[str, Mapping[str, Mapping]], columns: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ class Stage(NamedTuple):
     loss_fn: LossFn
     params: Params
     """Initial parameters, on the host."""
+    origin: str
+    """Digest of what `params` were made from."""
     recipe: Recipe
     feed: Feed
     prepare: Callable
@@ -61,20 +63,19 @@ class Outcome(NamedTuple):
 
 
 def full_identity(stage: Stage) -> dict[str, Any]:
-    """Flat {setting: value} of all that changes the stage's result; its hash is the key.
+    """All that changes the stage's result.
 
     Not in it: back end, device count, logging, the list of methods, the workdir.
     """
-    identity = {
+    return {
         "name": stage.name,
         "recipe": asdict(stage.recipe),
         "seed": stage.seed,
         "weights": dict(stage.weights),
-        "init": checkpoint.digest(stage.params),
+        "init": stage.origin,
         "frozen": checkpoint.digest(stage.frozen),
         **stage.identity,
     }
-    return json.loads(json.dumps(_dotted(identity)))  # as it will be read back
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -91,30 +92,34 @@ def run_stage(stage: Stage, place: Place) -> Outcome:
     """Trains a stage, or goes on with it, or reads it, if this work directory has it.
 
     Raises:
-        UserError: the directory holds this stage with other settings, a finished
-            checkpoint is damaged, or the loss is not finite.
+        UserError: the directory holds this stage with other settings, a checkpoint is
+            damaged, or the loss is not finite.
     """
-    directory = place.workdir / "stages" / stage.name
+    outcome = keep(stage.name, full_identity(stage), place, partial(_train, stage, place))
+    checkpoint.drop_steps(outcome.directory)
+    return outcome
+
+
+def keep(name: str, identity: Mapping[str, Any], place: Place, make: Callable) -> Outcome:
+    """Reads the finished parameters of this name, or makes and saves them.
+
+    Args:
+        identity: all that changes them; its hash is the key.
+        make: (directory) -> (parameters on the host, facts for the record).
+
+    Raises:
+        UserError: made with another identity, or damaged.
+    """
+    directory = place.workdir / "stages" / name
     final = directory / "final"
-    identity = full_identity(stage)
-    _claim(directory, identity)
+    flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
+    _claim(directory, flat)
     if checkpoint.exists(final):
-        outcome = _read(final, directory)
-        report.say(f"{stage.name}: finished before, read from {final}")
-        return outcome
-    params, seconds = _train(stage, place, directory)
-    steps = stage.recipe.steps
-    facts = {
-        "key": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
-        "name": stage.name,
-        "steps": steps,
-        "seconds": round(seconds, 3),
-        "examples_per_second": round(steps * stage.recipe.batch_size / seconds, 2),
-        "init_digest": identity["init"],
-        "frozen_digest": identity["frozen"] if stage.frozen is not None else None,
-    }
-    checkpoint.save(final, params, facts)
-    checkpoint.drop_steps(directory)
+        report.say(f"{name}: finished before, verified and read")
+    else:
+        params, facts = make(directory)
+        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+        checkpoint.save(final, params, {"key": key, "name": name, **facts})
     return _read(final, directory)
 
 
@@ -156,11 +161,11 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, float]:
+def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[str, Any]]:
     """Trains from the start or the newest checkpoint to the last step.
 
     Returns:
-        The parameters on the host, and the seconds of all sittings.
+        The parameters on the host, and the facts for the record.
     """
     devices, run, recipe = place.devices, place.run, stage.recipe
     tx = make_optimizer(recipe)
@@ -202,7 +207,14 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, float]:
             seconds = past + time.monotonic() - began
             if done % run.checkpoint_every == 0 and done < recipe.steps:
                 checkpoint.save_step(directory, done, fetch(), {"seconds": seconds})
-    return fetch().params, past + time.monotonic() - began
+    seconds = past + time.monotonic() - began
+    return fetch().params, {
+        "steps": recipe.steps,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(recipe.steps * recipe.batch_size / seconds, 2),
+        "init_digest": stage.origin,
+        "frozen_digest": checkpoint.digest(stage.frozen) if stage.frozen is not None else None,
+    }
 
 
 def _start(stage: Stage, directory: Path, tx) -> tuple[step.State, float]:

@@ -1,0 +1,55 @@
+"""theta_init and phi_init: from published weights or from scratch, kept like a stage.
+
+They are written to WORKDIR/stages/init and read back, so every later run of a work directory
+starts from the same bits, on any device, and anybody can look at what was loaded.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from sdfp import pretrained, report
+from sdfp.models.interface import Backbone
+from sdfp.models.registry import BACKBONES
+from sdfp.settings import Experiment
+from sdfp.train.stage import Outcome, Place, keep
+
+
+def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any, Outcome]:
+    """Builds the backbone and its initial parameters.
+
+    With `init.kind` "weights" the architecture is the weight file's.
+
+    Returns:
+        (backbone, its resolved settings, the outcome with parameters on the host).
+
+    Raises:
+        UserError: no such weights, or weights that do not fit.
+    """
+    init, family, model = settings.init, BACKBONES[settings.model_name], settings.model
+    weights = None
+    if init.kind == "weights":
+        weights = pretrained.open_weights(init.weights, init.revision)
+        shapes = {name: array.shape for name, array in weights.tensors.items()}
+        model = family.read_config(model, weights.config, shapes)
+    backbone = family.make(model, dtype)
+    key = jax.random.key(init.seed)
+
+    def make(directory):
+        del directory
+        if weights is None:
+            report.say(f"init: random parameters, seed {init.seed}")
+            return jax.device_get(jax.jit(backbone.init)(key)), {"kind": "scratch"}
+        params, loaded = pretrained.load(weights, backbone, key, init.missing_decoder)
+        for line in loaded.lines():
+            report.say(line)
+        return jax.device_get(params), {"kind": "weights", **loaded._asdict()}
+
+    identity = {
+        "weights": weights.digest if weights else None,
+        "missing_decoder": init.missing_decoder,
+        "seed": init.seed,
+        "model": {"name": settings.model_name, **dataclasses.asdict(model)},
+    }
+    return backbone, model, keep("init", identity, place, make)
