@@ -16,9 +16,18 @@ def get_config(variant: str = "full"):
         block.update({"image_size": 8, "channels": 1, "mean": (0.5,), "std": (0.5,)})
     config.data.train_labels = 100
     config.init.kind = "pretrain"
+    # Patches of 2 x 2 are mostly constant: normalising them would divide by nearly nothing.
     config.model.update(
         {"image_size": 8, "channels": 1, "patch_size": 2, "normalize_targets": False}
         | {"dim": 64, "depth": 4, "heads": 4, "mlp_dim": 256}
         | {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2, "decoder_mlp_dim": 128}
     )
+    stages = config.stages
+    stages.pretrain.update({"steps": 2000, "batch_size": 128, "learning_rate": 1e-3})
+    stages.pretrain.warmup_steps = 100
+    for recipe in (stages.further_pretrain, stages.self_distill):
+        recipe.update({"steps": 1500, "learning_rate": 5e-4})
+    stages.finetune.update({"steps": 300, "warmup_steps": 30, "learning_rate": 1e-3})
+    stages.finetune.augment = False  # a mirrored digit is no digit
+    config.run.steps_per_call = 50
     return common.variant(config, variant)

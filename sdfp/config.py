@@ -38,12 +38,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return [program, *overrides]
 
 
-def read(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def read(file: str, overrides: Sequence[str] = ()) -> Any:
     """What a config file returns, with single values changed.
 
     Args:
         file: "FILE" or "FILE:VARIANT"; the variant is handed to the file's `get_config`.
         overrides: "--config.key=value" each.
+
+    Returns:
+        A ConfigDict.
 
     Raises:
         UserError: no such file, variant or key, or a value that cannot be read. What else

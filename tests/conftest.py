@@ -1,10 +1,16 @@
-"""Shared by all tests: strict numerics, and where the real data is."""
+"""Shared by all tests: strict numerics, quick compilation, and where the real data is."""
 
 import os
 from pathlib import Path
 
-import jax
-import pytest
+# Most of the suite's time is XLA's: half of it goes into optimising programs that run for
+# milliseconds. Before jax is imported; processes that tests start inherit it.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

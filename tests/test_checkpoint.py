@@ -290,6 +290,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="disk full"):
             checkpoint.write_json(path, {"x": 2})
     assert path.read_text() == before
-    checkpoint.write_json(path, {"x": 3})  # over a temporary file that a kill left
+    with path.open() as reader:
+        checkpoint.write_json(path, {"x": 3})  # over a temporary file that a kill left
+        assert reader.read() == before  # replaced, not written into
     assert json.loads(path.read_text()) == {"x": 3}
     assert [found.name for found in path.parent.iterdir()] == ["a.json"]

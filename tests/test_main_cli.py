@@ -199,3 +199,16 @@ def test_process_help():
     assert process.stderr == ""
     assert process.stdout.startswith("python -m sdfp.main [--config FILE[:VARIANT]]")
     assert "--workdir" in process.stdout
+
+
+def test_message_of_many_lines_is_joined(monkeypatch, capsys):
+    """TensorStore's messages, which a damaged checkpoint hands on, have line breaks."""
+
+    def fail(*_, **__):
+        raise UserError("no such\nthing")
+
+    monkeypatch.setattr(main.app, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "sdfp: no such thing\n"

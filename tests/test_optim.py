@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import training
-from configs import common
 from training import quick_compilation  # noqa: F401
 
+from configs import common
 from sdfp import optim
 from sdfp.train import stage
 

@@ -40,9 +40,7 @@ def teacher():
 def update(init, teacher):
     """(batch, key) -> gradient, metrics: the real step, with gradient descent of rate 1."""
     sgd = optax.sgd(1.0)
-    run = jax.jit(
-        partial(step.train_step, loss_fn=LOSS, prepare=PREPARE, tx=sgd, weights=WEIGHTS)
-    )
+    run = jax.jit(partial(step.train_step, loss_fn=LOSS, prepare=PREPARE, tx=sgd, weights=WEIGHTS))
 
     def run_once(batch, key=training.KEY):
         after, metrics = run(step.init_state(init, sgd), teacher, {}, batch, key)

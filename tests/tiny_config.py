@@ -15,7 +15,8 @@ def get_config():
     config.model.update({"decoder_dim": 8, "decoder_mlp_dim": 8})
     config.data.train_labels = 20
     for recipe in config.stages.values():
-        recipe.steps = 8
+        recipe.update({"steps": 8, "learning_rate": 1e-3})
+    config.stages.finetune.augment = True
     config.parallel.devices = 1
     config.run.update({"log_every": 2, "checkpoint_every": 2, "steps_per_call": 2})
     return config

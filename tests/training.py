@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from configs import common
 
+from configs import common
 from sdfp.data import images, loading
 from sdfp.data.interface import Split
 from sdfp.settings import Recipe
@@ -90,7 +90,7 @@ def train(
         steps_per_call=steps_per_call,
         pause_every=pause_every,
     )
-    history, fetch = [], None
-    for _, fetch, metrics in calls:
-        history.append(metrics)
+    done = list(calls)
+    _, fetch, _ = done[-1]
+    history = [metrics for _, _, metrics in done]
     return fetch(), {name: np.concatenate([m[name] for m in history]) for name in history[0]}

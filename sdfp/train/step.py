@@ -84,7 +84,7 @@ def train_step(
 
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "grad_norm": optax.global_norm(gradient)}
+    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
     return State(state.step + 1, params, opt_state), metrics
 
 

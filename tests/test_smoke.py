@@ -1,0 +1,66 @@
+"""Every config's `:smoke` variant, as its user runs it: one process, all stages, all rows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import data_helpers as on_disk
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(workdir, config, *overrides):
+    arguments = [f"--config={config}", f"--workdir={workdir}", *overrides]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "sdfp.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((workdir / "results.json").read_text())
+
+
+def check(workdir, output, results):
+    assert [row.split()[1] for row in output.splitlines() if row.startswith("|")] == [
+        "method",
+        *["-" * 17],
+        "finetune",
+        "further_pretrain",
+        "self_distillation",
+    ]
+    names = {stage["name"] for stage in results["stages"]}
+    assert {"further_pretrain", "self_distill_1", "finetune/finetune/seed_1"} < names
+    assert all(stage["steps"] == 2 for stage in results["stages"])
+    assert (workdir / "stages/self_distill_1/reconstructions.png").exists()
+    assert results["summary"]["self_distillation"]["accuracy"]["n"] == 2
+
+
+def test_digits(tmp_path):
+    output, results = run(tmp_path, "configs/digits.py:smoke")
+    check(tmp_path, output, results)
+    assert "pretrain" in {stage["name"] for stage in results["stages"]}
+
+
+def test_vit_folder(tmp_path):
+    data = tmp_path / "data"
+    on_disk.write_classes(data / "train", {"ill": 5, "well": 6})
+    on_disk.write_classes(data / "test", {"ill": 2, "well": 3}, first=20)
+    work = tmp_path / "work"
+    where = (f"--config.data.dir={data}", f"--config.data.cache_dir={tmp_path / 'cache'}")
+    output, results = run(work, "configs/vit_folder.py:smoke", *where)
+    check(work, output, results)
+    assert results["data"]["counts"] == {"train": 11, "unlabelled": 11, "validation": 0, "test": 5}
+
+
+@pytest.mark.real_data
+def test_vit_cub(tmp_path, real_data):
+    folder = real_data / "images/cub200_2011_first50classes_short112"
+    where = (f"--config.data.dir={folder}", f"--config.data.cache_dir={tmp_path / 'cache'}")
+    output, results = run(tmp_path / "work", "configs/vit_cub.py:smoke", *where)
+    check(tmp_path / "work", output, results)
+    counts = results["data"]["counts"]
+    assert (counts["train"], counts["test"], results["data"]["classes"]) == (1500, 1389, 50)
