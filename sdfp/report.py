@@ -25,7 +25,8 @@ def say(line: str) -> None:
 class StageLog(contextlib.AbstractContextManager):
     """Metrics of one stage: metrics.jsonl, TensorBoard, and a bar (on a terminal) or lines.
 
-    A line holds the mean of each metric over the steps since the line before.
+    A line holds the mean of each metric over the steps since the line before (or since the
+    checkpoint that an interrupted stage went on from).
     """
 
     def __init__(
@@ -49,29 +50,33 @@ class StageLog(contextlib.AbstractContextManager):
             leave=True,
         )
         self._since = self._said = time.monotonic()
-        self._last = done
+        self._timed = done
         self._compiling = True  # within the first call: its rate would mislead
 
     def add(self, done: int, metrics: Mapping[str, np.ndarray], batch_size: int) -> None:
         """Takes the metrics [steps] of a call that ended after step `done`."""
-        count = len(metrics["loss"])
+        now, count = time.monotonic(), len(metrics["loss"])
+        rate = None
+        if not self._compiling:
+            rate = (done - self._timed) / max(now - self._since, 1e-9)
+        due = self._compiling
         for i in range(count):
             self._waiting.append({name: float(values[i]) for name, values in metrics.items()})
             step = done - count + i + 1
             if step % self._every == 0 or step == self._steps:
-                self._write(step, batch_size)
+                self._write(step, rate, batch_size)
+                due = True
         self._bar.update(count)
-        if self._compiling:
-            self._compiling, self._since, self._last = False, time.monotonic(), done
+        if due:
+            self._compiling, self._since, self._timed = False, now, done
 
-    def _write(self, step: int, batch_size: int) -> None:
+    def _write(self, step: int, rate: float | None, batch_size: int) -> None:
         now = time.monotonic()
         mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
         line, told = {"step": step, **mean}, ""
-        if not self._compiling:
-            rate = (step - self._last) / max(now - self._since, 1e-9)
+        if rate is not None:
             line["examples_per_second"] = rate * batch_size
-            left = _duration((self._steps - step) / max(rate, 1e-9))
+            left = _duration((self._steps - step) / rate)
             told = f"  {rate:.3g} steps/s  {left} left"
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -82,7 +87,7 @@ class StageLog(contextlib.AbstractContextManager):
         if not self._terminal and (now - self._said > 10 or step == self._steps):
             say(f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}{told}")
             self._said = now
-        self._waiting, self._since, self._last = [], now, step
+        self._waiting = []
 
     def __exit__(self, *_) -> None:
         self._bar.close()
@@ -105,9 +110,10 @@ def _continue_jsonl(path: Path, done: int):
             with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
                 if json.loads(line)["step"] <= done:
                     kept.append(line + "\n")
-    file = path.open("w")
-    file.writelines(kept)
-    return file
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)  # whole or not at all: a second kill must not lose the first part
+    return path.open("a")
 
 
 def save_pictures(path: Path, pictures: np.ndarray) -> None:

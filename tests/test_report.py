@@ -81,9 +81,6 @@ def test_resumed_log_goes_on_after_the_checkpoint(tmp_path):
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="report._continue_jsonl does not flush what it keeps"
-)
 def test_resumed_log_survives_a_kill_before_its_first_line(tmp_path):
     """Compiling takes a while: a second kill then must not lose the first sitting's lines."""
     with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:
@@ -117,14 +114,9 @@ def test_the_first_call_of_a_sitting_has_no_rate(tmp_path):
         log.add(6, metrics(1, 1, 1), 8)
     first, second, _ = lines(tmp_path)
     assert "examples_per_second" not in first
-    assert 8 < second["examples_per_second"] < 8 / 0.05  # one step since step 3
+    assert 8 < second["examples_per_second"] < 3 * 8 / 0.05  # the three steps of its call
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="StageLog._write takes the time since the line before",
-)
 def test_rates_are_those_of_the_calls(tmp_path):
     """Lines of one call are written microseconds apart: that is no rate of training."""
     with report.StageLog(tmp_path, "x", 6, 0, 1, None) as log:

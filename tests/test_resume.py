@@ -410,11 +410,6 @@ def test_loss_that_is_not_finite_stops_the_run(workdir):
     assert {path: after[path] for path in before} == before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="evaluate: predictions.csv is of the split looked at last",
-)
 def test_predictions_follow_the_split_that_is_reported(tmp_path, monkeypatch):
     """test, then validation, then test again: predictions.csv is of test."""
     rng = np.random.default_rng(0)

@@ -72,8 +72,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Measures a fine-tuned model on "train" and on the held-out split, once.
 
-    Leaves evaluation_<held_out>.json, predictions.csv and confusion.csv (of the held-out
-    split) in `directory`; a later call reads them if they are of the same parameters.
+    Leaves evaluation.json, predictions.csv and confusion.csv (of the held-out split) in
+    `directory`; a later call reads the first if it is of the same parameters and split.
 
     Args:
         params: on the host.
@@ -85,10 +85,11 @@ def evaluate(
     Returns:
         accuracy, loss on the held-out split; train_accuracy, train_loss without augmentation.
     """
-    path = directory / f"evaluation_{held_out}.json"
+    path = directory / "evaluation.json"
+    identity = {"digest": digest, "held_out": held_out}
     if path.exists():
         known = json.loads(path.read_text())
-        if known["digest"] == digest:
+        if known.items() >= identity.items():
             return known["metrics"]
     on_devices = how["devices"].replicate(params)
     metrics = {}
@@ -102,5 +103,5 @@ def evaluate(
     )
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / "confusion.csv", matrix, class_names)
-    checkpoint.write_json(path, {"digest": digest, "metrics": metrics})
+    checkpoint.write_json(path, {**identity, "metrics": metrics})
     return metrics
