@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_vit
-from training import quick_compilation  # noqa: F401
 
 from sdfp import algorithm
 from sdfp.models import vit_mae

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import device_worker as worker
-import jax
 import numpy as np
 import pytest
 
@@ -26,11 +25,7 @@ def found(tmp_path_factory):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of the time is compilation
     }
-    if jax.__version__.startswith("0.10."):  # the same; later versions do not know this flag
-        flags = os.environ.get("XLA_FLAGS", "")
-        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
     command = [sys.executable, "-W", "error::UserWarning", str(here), str(path)]
     done = subprocess.run(
         command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import training
-from training import quick_compilation  # noqa: F401
 
 from configs import common
 from sdfp import optim

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tiny_vit
 import training
-from training import quick_compilation  # noqa: F401
 
 from configs import common
 from sdfp import algorithm, parallel

@@ -10,7 +10,6 @@ import optax
 import pytest
 import tiny_vit
 import training
-from training import quick_compilation  # noqa: F401
 
 from sdfp import algorithm, parallel
 from sdfp.models import vit_mae

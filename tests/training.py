@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from configs import common
 from sdfp.data import images, loading
@@ -15,14 +14,6 @@ from sdfp.train import loop, stage, step
 KEY = jax.random.key(3)
 ORDER_SEED = 5
 PREPARE = images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Halves the time of a test module that imports it: nearly all of it is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def recipe(config, **changes) -> Recipe:

@@ -53,7 +53,8 @@ def train_step(
         axis_name: the device axis under pmap.
 
     Returns:
-        The next state and {term: mean, "loss": objective, "grad_norm": global norm}.
+        The next state and {term: mean, "loss": objective, "grad_norm": global norm over all
+        parameters, frozen ones included}.
     """
     prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
     count = parallel.total(jnp.sum(batch["weight"]), axis_name)
@@ -77,9 +78,13 @@ def train_step(
     def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, gradient_of(micro_batch)), None
 
-    local = gradient_of(jax.tree.map(lambda leaf: leaf[0], batch))
-    if batch["weight"].shape[0] > 1:
-        local, _ = jax.lax.scan(add, local, jax.tree.map(lambda leaf: leaf[1:], batch))
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    if batch["weight"].shape[0] == 1:
+        local = gradient_of(first)
+    else:
+        shapes = jax.eval_shape(gradient_of, first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        local, _ = jax.lax.scan(add, zeros, batch)
     gradient, metrics = parallel.total(local, axis_name)
 
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
