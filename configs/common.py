@@ -32,10 +32,10 @@ def get_config() -> ConfigDict:
     config.model = vit("base")
     config.init = ConfigDict(
         {
-            # weights: a published MAE | scratch: random | pretrain: a masked stage on `source`.
-            "kind": "weights",
+            # scratch: random | weights: a published MAE | pretrain: a masked stage on `source`.
+            "kind": "scratch",
             # Hugging Face id, folder (config.json + *.safetensors) or .safetensors file.
-            "weights": "facebook/vit-mae-base",
+            "weights": "",
             "revision": "",  # of the Hugging Face repository; "" = its main branch
             # stop | scratch: what to do with a file that holds only an encoder.
             "missing_decoder": "stop",
@@ -74,7 +74,9 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 500,  # steps between checkpoints within a stage
             "steps_per_call": 10,  # steps per dispatch to the device
             "eval_batch_size": 128,
-            # Data (and the teacher's features) up to this size stay on every device.
+            # Training data, held-out data, the teacher's features: each stays on every device if
+            # it is no larger than this, else its rows travel with each batch (features: the
+            # teacher runs in every step).
             "resident_gb": 4.0,
             "pictures": 4,  # images in the PNG after a masked stage; 0 = no PNG
             "tensorboard": True,
@@ -123,6 +125,11 @@ def vit(size: str) -> ConfigDict:
             "dropout_finetune": 0.1,
         }
     )
+
+
+def published_weights(config: ConfigDict) -> None:
+    """theta_init and phi_init of the paper's image experiments."""
+    config.init.kind, config.init.weights = "weights", "facebook/vit-mae-base"
 
 
 def masked_recipe() -> ConfigDict:
@@ -177,7 +184,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.name += "_smoke"
     config.seeds = (0, 1)
     if config.init.kind == "weights":
-        config.init.kind = "scratch"
+        config.init.kind, config.init.weights = "scratch", ""
     config.data.image_size = config.source.image_size = config.model.image_size = 32
     config.model.update(
         {"patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}

@@ -18,4 +18,5 @@ def get_config(variant: str = "full"):
     config = common.get_config()
     config.name = "vit_cub"
     config.data.name = "cub"
+    common.published_weights(config)
     return common.variant(config, variant)

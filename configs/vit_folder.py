@@ -13,4 +13,5 @@ from configs import common
 def get_config(variant: str = "full"):
     config = common.get_config()
     config.name = "vit_folder"
+    common.published_weights(config)
     return common.variant(config, variant)

@@ -8,6 +8,8 @@ Where do I find ...
     the training step, and what it reduces  train/step.py
     the loops over batches                  train/loop.py
     a stage: identity, resume, teacher      train/stage.py
+    what is checked before any training     preflight.py
+    theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
     every setting, with its default         ../configs/common.py (types and ranges: settings.py)
     devices, jit and pmap                   parallel.py, nowhere else

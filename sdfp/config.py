@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 import runpy
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sdfp import settings
-from sdfp.types import UserError
+from sdfp.types import UserError, one_line
 
 MAX_SEED = 2**32 - 1
 """JAX reads 32 bits of a seed: a larger one would repeat a smaller one's run."""
@@ -30,7 +31,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         program, *left = flags.FLAGS([a for a in argv if a not in overrides])
     except flags.Error as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
     if left:
         raise UserError(
             f"Arguments not understood: {' '.join(left)}. Overrides are written --config.key=value"
@@ -60,6 +61,8 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
         key = name.split("config.", 1)[1]
         if key not in known:
             raise UserError(f"--config.{key}: no such key.{_nearest(key, known)} {_ALL_KEYS}")
+        if isinstance(known[key], ConfigDict) and not text.startswith("{"):
+            raise UserError(f"--config.{key}: a block of keys; set one of them, --config.{key}.X=Y")
         # ml_collections reads a,b as one word, but takes an element at a time.
         words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.-]+(,[\w.-]+)+", text)
         arguments += [name + equals + part for part in (text.split(",") if words else [text])]
@@ -68,11 +71,14 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
     try:
         parser(["", *arguments])
     except flags.Error as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
     return flag.value
 
 
 def _get_config(path: str, *variant: str) -> ConfigDict:
+    root = str(Path(__file__).parents[1])  # config files import `configs.common` from anywhere
+    if root not in sys.path:
+        sys.path.append(root)
     if not path.endswith(".py") or not Path(path).is_file():
         raise UserError(f"--config={path}: no such Python file")
     get_config = runpy.run_path(path).get("get_config")
@@ -87,7 +93,7 @@ def _get_config(path: str, *variant: str) -> ConfigDict:
     except ValueError as error:
         if not variant:
             raise
-        raise UserError(f"--config={path}:{variant[0]}: {_one_line(error)}") from error
+        raise UserError(f"--config={path}:{variant[0]}: {one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: its get_config returns no ConfigDict; got {config!r}")
     return config
@@ -99,10 +105,6 @@ def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + key, value
         if isinstance(value, ConfigDict):
             yield from _items(value, f"{prefix}{key}.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _nearest(key: Any, options: Iterable) -> str:
@@ -183,13 +185,15 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
                 )
         if min(data.std) <= 0:
             raise UserError(f"config.{key}.std: must be above 0; got {data.std}")
-    if experiment.init.kind == "weights" and not experiment.init.weights:
+    kind, weights = experiment.init.kind, experiment.init.weights
+    if kind == "weights" and not weights:
         raise UserError(
             "config.init.weights: give a Hugging Face id, a folder or a .safetensors file"
         )
-    if experiment.evaluate_on == "validation" and not experiment.data.validation_fraction:
+    if kind != "weights" and weights:
         raise UserError(
-            "config.evaluate_on=validation needs config.data.validation_fraction above 0"
+            f"config.init.weights: {weights!r} would not be read with config.init.kind={kind}; "
+            "set the kind to weights"
         )
 
 

@@ -9,7 +9,7 @@ for each method:  pretrain(theta_init, fit) -> parameters     fit = run_stage + 
 import dataclasses
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,27 +18,17 @@ import jax
 import numpy as np
 
 import sdfp
-from sdfp import algorithm, checkpoint, config, initial, parallel, report
-from sdfp.data import loading
+from sdfp import algorithm, checkpoint, config, initial, parallel, preflight, report
 from sdfp.data.interface import Dataset
-from sdfp.data.loading import Feed
-from sdfp.data.registry import DATASETS
 from sdfp.methods.registry import METHODS
 from sdfp.models.interface import Backbone
 from sdfp.models.registry import BACKBONES
-from sdfp.settings import Data, Experiment
+from sdfp.settings import Experiment
 from sdfp.train import evaluation
 from sdfp.train.stage import Outcome, Place, Stage, run_stage
-from sdfp.types import Params, UserError
+from sdfp.types import Params
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class Source(NamedTuple):
-    """A data set and its splits on the way to the devices."""
-
-    data: Dataset
-    feeds: dict[str, Feed]
 
 
 class Context(NamedTuple):
@@ -46,10 +36,13 @@ class Context(NamedTuple):
 
     settings: Experiment
     place: Place
-    target: Source
+    target: preflight.Source
     backbone: Backbone
     model: Any
     """The backbone's settings, as its weights have them."""
+    precision: str
+    """Resolved: float32, tf32 or bfloat16."""
+    init_record: dict[str, Any]
     records: dict[str, dict]
     """Stage name -> its record for results.json, in the order of the run."""
 
@@ -73,51 +66,43 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         {name: method.settings for name, method in METHODS.items()},
     )
     precision = parallel.precision(settings.precision)
+    preflight.check_workdir(workdir)
     with precision.context():
         place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
         _greet(settings, place, precision)
-        target = _load("data", settings.data, place)
+        target = preflight.load_data("data", settings.data, place)
         backbone, model, init = initial.load(settings, place, precision.dtype)
-        _check_input(model, settings.data, "data")
-        context = Context(settings, place, target, backbone, model, {})
-        entries = _rows(context, _initial(context, init.params))
-    results = {
-        "config": dataclasses.asdict(settings),
-        "model": dataclasses.asdict(context.model),
-        "versions": _versions(),
-        "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
-        "precision": precision.name,
-        "data": {"fingerprint": target.data.fingerprint, **target.data.notes},
-        "init": init.record,
-        "stages": list(context.records.values()),
-        "results": entries,
-        "summary": report.summary(entries),
-    }
-    checkpoint.write_json(workdir / "results.json", results)
+        preflight.check_input(model, settings.data, "data")
+        preflight.check_held_out(settings, target.data)
+        preflight.check_names(settings, init.params)
+        context = Context(settings, place, target, backbone, model, precision.name, init.record, {})
+        entries: list[dict[str, Any]] = []
+        for entry in _rows(context, _initial(context, init.params)):
+            entries.append(entry)
+            _write_results(context, entries, complete=False)
+    results = _write_results(context, entries, complete=True)
     _farewell(results, settings, workdir)
     return results
 
 
-def _load(block: str, settings: Data, place: Place) -> Source:
-    """The data set that a block of the config names, with its counts said."""
-    if settings.name not in DATASETS:
-        raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
-    data = DATASETS[settings.name](settings)
-    counts = dict(data.notes["counts"])
-    if data.unlabelled is data.train:
-        del counts["unlabelled" if data.train.labelled else "train"]
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    classes = f", {len(data.class_names)} classes" if data.class_names else ""
-    report.say(f"{block}: {settings.name}, {told}{classes}")
-    for name, why in data.notes["broken"].items():
-        report.say(f"{block}: left out {name}: {why}")
-    splits = {name: getattr(data, name) for name in ("train", "unlabelled", "validation", "test")}
-    opened = {
-        id(split): loading.open_feed(split, place.devices, place.run.resident_gb)
-        for split in splits.values()
-        if split is not None  # `unlabelled` often is `train`: one copy on the devices
+def _write_results(context: Context, entries: list[dict[str, Any]], complete: bool):
+    """results.json as far as the run has come."""
+    place, data = context.place, context.target.data
+    results = {
+        "complete": complete,
+        "config": dataclasses.asdict(context.settings),
+        "model": dataclasses.asdict(context.model),
+        "versions": _versions(),
+        "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
+        "precision": context.precision,
+        "data": {"fingerprint": data.fingerprint, **data.notes},
+        "init": context.init_record,
+        "stages": list(context.records.values()),
+        "results": entries,
+        "summary": report.summary(entries),
     }
-    return Source(data, {name: opened[id(s)] for name, s in splits.items() if s is not None})
+    checkpoint.write_json(place.workdir / "results.json", results)
+    return results
 
 
 def _initial(context: Context, init_params: Params) -> Params:
@@ -125,23 +110,14 @@ def _initial(context: Context, init_params: Params) -> Params:
     settings = context.settings
     if settings.init.kind != "pretrain":
         return init_params
-    _check_input(context.model, settings.source, "source")
-    source = _load("source", settings.source, context.place)
+    preflight.check_input(context.model, settings.source, "source")
+    source = preflight.load_data("source", settings.source, context.place)
     return _fit(context, source, "pretrain", algorithm.masked_loss(context.backbone), init_params)
-
-
-def _check_input(model: Any, data: Data, block: str) -> None:
-    for key in ("image_size", "channels"):
-        if getattr(model, key) != getattr(data, key):
-            raise UserError(
-                f"config.{block}.{key} is {getattr(data, key)}, config.model.{key} is "
-                f"{getattr(model, key)}: they must be equal"
-            )
 
 
 def _fit(
     context: Context,
-    source: Source,
+    source: preflight.Source,
     name: str,
     loss_fn,
     params: Params,
@@ -168,7 +144,8 @@ def _fit(
             prepare=source.data.prepare,
             seed=context.settings.seed,
             stream=name,
-            identity=_identity(context, source.data) | dict(identity or {}),
+            identity=_identity(context, source.data, *context.model.MASKED_ONLY)
+            | dict(identity or {}),
             **stage,
         ),
         context.place,
@@ -178,11 +155,13 @@ def _fit(
     return outcome.params
 
 
-def _identity(context: Context, data: Dataset) -> dict[str, Any]:
+def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
+    """What all stages' results depend on; `fields` are those of the model's settings that
+    only this kind of stage depends on."""
     return {
         "data": data.fingerprint,
-        "model": {"name": context.settings.model_name, **dataclasses.asdict(context.model)},
-        "precision": context.settings.precision,
+        "model": initial.architecture(context.settings.model_name, context.model, *fields),
+        "precision": context.precision,
     }
 
 
@@ -195,28 +174,24 @@ def _draw(context: Context, data: Dataset, outcome: Outcome) -> None:
     rows = {name: array[:count] for name, array in data.unlabelled.arrays.items()}
     raw = {**rows, "index": np.arange(count)}
 
-    def pictures(params, batch):
-        key = jax.random.key(0)
-        return context.backbone.picture(params, data.prepare(batch, key, False), key)
-
-    report.save_pictures(path, data.to_pixels(jax.jit(pictures)(outcome.params, raw)))
+    draw = evaluation.pictures(context.backbone, data.prepare)
+    report.save_pictures(path, data.to_pixels(draw(outcome.params, raw)))
     report.say(f"{outcome.record['name']}: reconstructions in {path}")
 
 
-def _rows(context: Context, init_params: Params) -> list[dict[str, Any]]:
+def _rows(context: Context, init_params: Params) -> Iterator[dict[str, Any]]:
     """Every method and seed: the entries of results.json."""
     settings = context.settings
     fit = functools.partial(_fit, context, context.target)
-    entries = []
     for name in settings.methods:
         params = METHODS[name].pretrain(
             init_params, backbone=context.backbone, fit=fit, settings=settings.method[name]
         )
         if context.target.data.train.labelled:
-            entries += [_finetune(context, name, s, params, init_params) for s in settings.seeds]
+            for seed in settings.seeds:
+                yield _finetune(context, name, seed, params, init_params)
         else:
             report.say(f"{name}: no labels here, so no fine-tuning")
-    return entries
 
 
 def _finetune(
@@ -235,18 +210,19 @@ def _finetune(
             prepare=data.prepare,
             seed=seed,
             stream="finetune",  # one order of batches for every method
-            identity=_identity(context, data),
+            identity=_identity(context, data, *context.model.FINETUNE_ONLY),
         ),
         context.place,
     )
     context.records[outcome.record["name"]] = outcome.record
+    held_out = settings.evaluate_on
     metrics = evaluation.evaluate(
         outcome.directory,
         outcome.params,
-        outcome.record["digest"],
-        feeds,
-        held_out=settings.evaluate_on,
+        {"params": outcome.record["digest"], held_out: data.notes["held_out"][held_out]},
+        {"train": data.train, "held_out": getattr(data, held_out)},
         class_names=data.class_names,
+        resident_gb=settings.run.resident_gb,
         backbone=backbone,
         prepare=data.prepare,
         devices=context.place.devices,

@@ -16,6 +16,13 @@ from sdfp.settings import Experiment
 from sdfp.train.stage import Outcome, Place, keep
 
 
+def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
+    """The part of the model's settings that parameters depend on, and the fields `also`."""
+    other = {*model.MASKED_ONLY, *model.FINETUNE_ONLY} - set(also)
+    fields = dataclasses.asdict(model).items()
+    return {"name": name, **{key: value for key, value in fields if key not in other}}
+
+
 def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any, Outcome]:
     """Builds the backbone and its initial parameters.
 
@@ -46,10 +53,10 @@ def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any,
             report.say(line)
         return jax.device_get(params), {"kind": "weights", **loaded._asdict()}
 
+    random = weights is None or init.missing_decoder == "scratch"
     identity = {
         "weights": weights.digest if weights else None,
-        "missing_decoder": init.missing_decoder,
-        "seed": init.seed,
-        "model": {"name": settings.model_name, **dataclasses.asdict(model)},
+        "seed": init.seed if random else None,
+        "model": architecture(settings.model_name, model),
     }
     return backbone, model, keep("init", identity, place, make)

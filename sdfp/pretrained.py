@@ -7,7 +7,7 @@ hold code and is therefore never opened here.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sdfp.types import Key, Params, UserError
+from sdfp import checkpoint
+from sdfp.types import Key, Params, UserError, one_line, some
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 INDEX = "model.safetensors.index.json"
@@ -54,9 +55,9 @@ class Report(NamedTuple):
         """The report for people."""
         lines = [f"Weights: {self.path} (sha256 {self.digest[:12]}): {len(self.loaded)} tensors"]
         if self.initialised:
-            lines.append(f"  initialised, not in the file: {_some(self.initialised)}")
+            lines.append(f"  initialised, not in the file: {some(self.initialised)}")
         if self.left_out:
-            lines.append(f"  left out, no place in the model: {_some(self.left_out)}")
+            lines.append(f"  left out, no place in the model: {some(self.left_out)}")
         return lines + [f"  {note}" for note in self.notes]
 
 
@@ -120,8 +121,8 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
         found, renaming = backbone.from_torch(weights.tensors)
     except UserError as error:
         raise UserError(f"{weights.path}: {error}") from None
-    expected = _flat(jax.eval_shape(backbone.init, key))
-    flat = _flat(found)
+    expected = checkpoint.flatten(jax.eval_shape(backbone.init, key))
+    flat = checkpoint.flatten(found)
     _check_values(flat, expected, weights.path)
     missing = [name for name in expected if name not in flat]
     no_decoder = "decoder" not in found and any(name.startswith("decoder/") for name in missing)
@@ -134,7 +135,7 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
     unfilled = [n for n in missing if not (no_decoder and n.startswith("decoder/"))]
     if unfilled:
         names = [name for path in unfilled for name in renaming.missing.get(path, [path])]
-        raise UserError(f"{weights.path} lacks {_some(names)}")
+        raise UserError(f"{weights.path} lacks {some(names)}")
     params = {name: jax.tree.map(_float32, part) for name, part in found.items()}
     if no_decoder:
         params["decoder"] = backbone.init(key)["decoder"]
@@ -153,15 +154,16 @@ def _check_values(flat: dict[str, Any], expected: dict[str, Any], path: str) -> 
     """Every array has a place, its shape, and finite values."""
     unknown = [name for name in flat if name not in expected]
     if unknown:
-        raise UserError(f"{path}: the model has no parameter {_some(unknown)}")
+        raise UserError(f"{path}: the model has no parameter {some(unknown)}")
     for name, value in flat.items():
         if value.shape != expected[name].shape:
             raise UserError(
-                f"{path}: {name} has shape {value.shape}, the model needs {expected[name].shape}"
+                f"{path}: {name} has shape {value.shape}, the model needs {expected[name].shape}: "
+                "put the config.json that belongs to these weights beside them"
             )
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
     if broken:
-        raise UserError(f"{path}: NaN or infinite values in {_some(broken)}")
+        raise UserError(f"{path}: NaN or infinite values in {some(broken)}")
 
 
 def _from_hub(weights: str, revision: str) -> Path:
@@ -200,7 +202,7 @@ def _from_hub(weights: str, revision: str) -> Path:
         ) from None
     except Exception as error:
         # Whatever the hub's network library of the day raises: timeouts, resets, a full disk.
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{weights}: download failed: {reason}") from None
 
 
@@ -212,7 +214,7 @@ def _files_of(folder: Path, weights: str) -> list[Path]:
         names = set(shards.values()) if isinstance(shards, dict) else set()
         absent = sorted(names - {file.name for file in files})
         if absent or not names:
-            raise UserError(f"{folder / INDEX} names shards that are not there: {_some(absent)}")
+            raise UserError(f"{folder / INDEX} names shards that are not there: {some(absent)}")
         return [file for file in files if file.name in names]
     if not files:
         pickles = [file for suffix in PICKLES for file in sorted(folder.glob(f"*{suffix}"))]
@@ -224,9 +226,7 @@ def _files_of(folder: Path, weights: str) -> list[Path]:
         )
     whole = [file for file in files if file.name == "model.safetensors"] or files
     if len(whole) > 1:
-        raise UserError(
-            f"{folder} holds several models: {_some([f.name for f in files])}; name one"
-        )
+        raise UserError(f"{folder} holds several models: {some([f.name for f in files])}; name one")
     return whole
 
 
@@ -243,7 +243,7 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
         # AttributeError: a number format that numpy does not have, such as float8.
         raise UserError(
-            f"{file}: not a whole safetensors file (cut short?): {_one_line(error)}"
+            f"{file}: not a whole safetensors file (cut short?): {one_line(error)}"
         ) from None
 
 
@@ -251,7 +251,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON: {_one_line(error)}") from None
+        raise UserError(f"{file}: not readable as JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{file}: not a JSON object")
     return value
@@ -266,22 +266,5 @@ def _digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": x}}` as `{"a/b": x}`."""
-    flat = {}
-    for name, value in tree.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}/") if inner else {prefix + name: value}
-    return flat
-
-
 def _float32(value: np.ndarray) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

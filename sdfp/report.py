@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 def say(line: str) -> None:
     """One line for the person who watches."""
-    tqdm.write(line, file=sys.stdout)
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -53,7 +54,7 @@ class StageLog(contextlib.AbstractContextManager):
         self._timed = done
         self._compiling = True  # within the first call: its rate would mislead
 
-    def add(self, done: int, metrics: Mapping[str, np.ndarray], batch_size: int) -> None:
+    def add(self, done: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes the metrics [steps] of a call that ended after step `done`."""
         now, count = time.monotonic(), len(metrics["loss"])
         rate = None
@@ -64,18 +65,18 @@ class StageLog(contextlib.AbstractContextManager):
             self._waiting.append({name: float(values[i]) for name, values in metrics.items()})
             step = done - count + i + 1
             if step % self._every == 0 or step == self._steps:
-                self._write(step, rate, batch_size)
+                self._write(step, rate)
                 due = True
         self._bar.update(count)
         if due:
             self._compiling, self._since, self._timed = False, now, done
 
-    def _write(self, step: int, rate: float | None, batch_size: int) -> None:
+    def _write(self, step: int, rate: float | None) -> None:
         now = time.monotonic()
         mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
         line, told = {"step": step, **mean}, ""
         if rate is not None:
-            line["examples_per_second"] = rate * batch_size
+            line["examples_per_second"] = rate * mean["examples"]
             left = _duration((self._steps - step) / rate)
             told = f"  {rate:.3g} steps/s  {left} left"
         self._file.write(json.dumps(line) + "\n")
@@ -136,7 +137,7 @@ def save_predictions(
 ) -> None:
     """predictions.csv: id, label, predicted, probability (of the predicted class)."""
     predicted = probabilities.argmax(axis=1)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "predicted", "probability"])
         for i, best in enumerate(predicted):
@@ -146,7 +147,7 @@ def save_predictions(
 
 def save_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
     """confusion.csv: rows are the true classes, columns the predicted ones."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))

@@ -86,7 +86,7 @@ class Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Bookkeeping: nothing here changes a result."""
+    """Bookkeeping: nothing here changes a result by more than rounding."""
 
     log_every: int = number(1)
     checkpoint_every: int = number(1)

@@ -1,6 +1,6 @@
 """Names for the shapes of things that travel between the modules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,3 +23,13 @@ cannot change the mean. `frozen` is whatever is read but never trained."""
 
 class UserError(Exception):
     """A mistake of the user's: told in one line (what, where, what to do), exit code 2."""
+
+
+def one_line(error: Exception) -> str:
+    """A library's message for use in a `UserError`."""
+    return " ".join(str(error).split())[:300]
+
+
+def some(names: Sequence[str]) -> str:
+    """A few names and how many more."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

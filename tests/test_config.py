@@ -301,19 +301,23 @@ def test_deviation_is_positive(values, std):
     assert told(values).startswith("config.source.std: must be above 0")
 
 
-def test_validation_needs_a_fraction(values):
-    put(values, "evaluate_on", "validation")
-    assert told(values).startswith(
-        "config.evaluate_on=validation needs config.data.validation_fraction"
-    )
-    put(values, "data.validation_fraction", 0.25)
-    parse(values)
-
-
 def test_weights_need_a_place(values):
     put(values, "init.kind", "weights")
     put(values, "init.weights", "")
     assert told(values).startswith("config.init.weights: ")
+
+
+@pytest.mark.parametrize("kind", ["scratch", "pretrain"])
+def test_weights_that_would_not_be_read(values, kind):
+    put(values, "init.kind", kind)
+    put(values, "init.weights", "a/b")
+    assert told(values).startswith("config.init.weights: 'a/b' would not be read")
+
+
+def test_self_distillation_learns_something(values):
+    put(values, "method.self_distillation.masked_weight", 0.0)
+    put(values, "method.self_distillation.distill_weight", 0.0)
+    assert told(values).startswith("config.method.self_distillation: both weights are 0")
 
 
 def test_rule_of_the_model_family(values):

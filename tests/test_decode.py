@@ -74,9 +74,15 @@ def test_palette_with_a_transparent_entry():
     assert pixel(encoded(image, transparency=3)) == [255, 255, 255]
 
 
+def test_12_bit_values_are_refused():
+    """X-rays often are: scaled as 16 bits they would be black, and nobody would be told."""
+    with pytest.raises(ValueError, match="12-bit values"):
+        pixel(encoded(Image.fromarray(np.full((5, 6), 4095, np.uint16)), "PNG"))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize(
-    ("value", "grey"), [(0, 0), (128, 0), (129, 1), (257 * 77, 77), (32768, 128), (65535, 255)]
+    ("value", "grey"), [(0, 0), (4096, 16), (257 * 77, 77), (32768, 128), (65535, 255)]
 )
 def test_16_bit_is_scaled_not_clipped(kind, value, grey):
     image = Image.fromarray(np.full((5, 6), value, np.uint16))

@@ -58,7 +58,7 @@ def test_csv(tmp_path):
     assert reds(data.train) == [1, 0]
     assert data.test.ids == ("files/2.png",)
     assert data.validation.arrays["label"].tolist() == [1]
-    assert data.notes["test_ids_in_train"] == 0
+    assert data.notes["test_images_in_train"] == 0
 
 
 @pytest.mark.parametrize("where", [".", "unlabelled/a/b"])
@@ -188,7 +188,27 @@ def test_a_class_whose_images_are_all_broken(tmp_path):
     refused(tmp_path, "1 classes have no training example: b", max_broken=1)
 
 
-def test_normalisation_must_fit_the_channels(tmp_path):
-    write_classes(tmp_path, {"a": 2, "b": 2})
-    refused(tmp_path, "mean=.* one value for each of the 3", mean=(0.5,), test_fraction=0.5)
-    refused(tmp_path, "std=.* must be above 0", std=(1.0, 0.0, 1.0), test_fraction=0.5)
+@pytest.mark.parametrize("name", ["Train", "test_", "Testing"])
+def test_a_split_in_other_letters_is_no_class(tmp_path, name):
+    write_classes(tmp_path, {name: 2, "b": 2})
+    if name == "test_":
+        assert load_folder(tmp_path, test_fraction=0.5).class_names == ("b", "test_")
+    else:
+        refused(tmp_path, f"{name} looks like a split", test_fraction=0.5)
+
+
+def test_a_fraction_for_a_split_that_is_there(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    write_classes(tmp_path / "test", {"a": 2, "b": 2}, first=9)
+    refused(tmp_path, "test_fraction: the data set has its own test split", test_fraction=0.5)
+
+
+def test_images_of_test_that_train_has_are_counted(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    write_classes(tmp_path / "test", {"a": 2, "b": 3}, first=2)
+    assert load_folder(tmp_path).notes["test_images_in_train"] == 2
+
+
+def test_a_csv_that_is_not_utf8(tmp_path):
+    (tmp_path / "train.csv").write_bytes("path,label\na.png,Fuß\n".encode("latin-1"))
+    refused(tmp_path, "train.csv: not a CSV file in UTF-8")

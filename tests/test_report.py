@@ -15,7 +15,8 @@ NAMES = ('a, "b"', "größe 大", "two\nlines", "plain")
 
 
 def metrics(*losses):
-    return {"loss": np.array(losses, np.float32), "masked": 10 * np.array(losses, np.float32)}
+    loss = np.array(losses, np.float32)
+    return {"loss": loss, "masked": 10 * loss, "examples": np.full_like(loss, 8)}
 
 
 def lines(folder):
@@ -51,11 +52,11 @@ def shown(folder):
 def test_a_line_is_the_mean_since_the_line_before(tmp_path):
     """Whatever the calls, every 3 steps and after the last one."""
     with report.StageLog(tmp_path / "stage", "x", 7, 0, 3, None) as log:
-        log.add(2, metrics(1, 2), 8)
+        log.add(2, metrics(1, 2))
         assert lines(tmp_path / "stage") == []
-        log.add(6, metrics(6, 10, 20, 30), 8)
+        log.add(6, metrics(6, 10, 20, 30))
         assert len(lines(tmp_path / "stage")) == 2  # on disk at once, not at the end
-        log.add(7, metrics(5), 8)
+        log.add(7, metrics(5))
     found = lines(tmp_path / "stage")
     assert [line["step"] for line in found] == [3, 6, 7]
     assert [line["loss"] for line in found] == [3, 20, 5]
@@ -68,11 +69,11 @@ def test_a_line_is_the_mean_since_the_line_before(tmp_path):
 def test_resumed_log_goes_on_after_the_checkpoint(tmp_path):
     """The first sitting went on to step 6 and half a line; the checkpoint is of step 4."""
     with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:
-        log.add(6, metrics(1, 1, 2, 2, 3, 3), 8)
+        log.add(6, metrics(1, 1, 2, 2, 3, 3))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     with report.StageLog(tmp_path, "x", 8, 4, 2, None) as log:
-        log.add(8, metrics(7, 7, 8, 8), 8)
+        log.add(8, metrics(7, 7, 8, 8))
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
         (2, 1),
         (4, 2),
@@ -84,24 +85,24 @@ def test_resumed_log_goes_on_after_the_checkpoint(tmp_path):
 def test_resumed_log_survives_a_kill_before_its_first_line(tmp_path):
     """Compiling takes a while: a second kill then must not lose the first sitting's lines."""
     with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:
-        log.add(4, metrics(1, 1, 2, 2), 8)
+        log.add(4, metrics(1, 1, 2, 2))
     with report.StageLog(tmp_path, "x", 8, 4, 2, None):
         assert [line["step"] for line in lines(tmp_path)] == [2, 4]
 
 
 def test_tensorboard_shows_what_the_lines_say(tmp_path):
     with report.StageLog(tmp_path, "x", 6, 0, 2, tmp_path / "board" / "x") as log:
-        log.add(6, metrics(1, 1, 2, 2, 3, 3), 8)
+        log.add(6, metrics(1, 1, 2, 2, 3, 3))
     time.sleep(1.1)  # tensorboardX names its files by the second
     with report.StageLog(tmp_path, "x", 6, 2, 3, tmp_path / "board" / "x") as log:
-        log.add(4, metrics(5, 7), 8)
-        log.add(6, metrics(7, 7), 8)
+        log.add(4, metrics(5, 7))
+        log.add(6, metrics(7, 7))
     values = shown(tmp_path / "board" / "x")
     assert values["loss"] == {2: 1, 3: 5, 6: 7}  # step 4 of the first sitting is void
     assert values["masked"] == {2: 10, 3: 50, 6: 70}
     assert values["loss"] == {line["step"]: line["loss"] for line in lines(tmp_path)}
     # The first call of each sitting compiles: no rate.
-    assert set(values) == {"loss", "masked", "examples_per_second"}
+    assert set(values) == {"loss", "masked", "examples", "examples_per_second"}
     assert set(values["examples_per_second"]) == {6}
 
 
@@ -109,9 +110,9 @@ def test_the_first_call_of_a_sitting_has_no_rate(tmp_path):
     """It compiles, which takes longer than all the rest."""
     with report.StageLog(tmp_path, "x", 6, 0, 2, None) as log:
         time.sleep(0.5)
-        log.add(3, metrics(1, 1, 1), 8)
+        log.add(3, metrics(1, 1, 1))
         time.sleep(0.05)
-        log.add(6, metrics(1, 1, 1), 8)
+        log.add(6, metrics(1, 1, 1))
     first, second, _ = lines(tmp_path)
     assert "examples_per_second" not in first
     assert 8 < second["examples_per_second"] < 3 * 8 / 0.05  # the three steps of its call
@@ -122,7 +123,7 @@ def test_rates_are_those_of_the_calls(tmp_path):
     with report.StageLog(tmp_path, "x", 6, 0, 1, None) as log:
         for done in (2, 4, 6):
             time.sleep(0.05)
-            log.add(done, metrics(1, 1), 8)
+            log.add(done, metrics(1, 1))
     rates = [line["examples_per_second"] for line in lines(tmp_path)[2:]]
     assert max(rates) <= 2 * 8 / 0.05
 
@@ -130,8 +131,8 @@ def test_rates_are_those_of_the_calls(tmp_path):
 def test_no_bar_and_few_lines_where_nobody_watches(tmp_path, capfd):
     """Not a terminal: the last step is said, stderr stays clean."""
     with report.StageLog(tmp_path, "stage", 4, 0, 1, None) as log:
-        log.add(2, metrics(1, 1), 8)
-        log.add(4, metrics(1, 0.5), 8)
+        log.add(2, metrics(1, 1))
+        log.add(4, metrics(1, 0.5))
     out, err = capfd.readouterr()
     assert err == ""
     assert out.count("\n") == 1

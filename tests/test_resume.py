@@ -179,7 +179,7 @@ def test_second_run_reads_everything(workdir, monkeypatch, capsys):
     monkeypatch.setattr(loop, "compile_train", never)
     monkeypatch.setattr(evaluation, "probabilities", never)
     returned = run(workdir, "--config.run.checkpoint_every=1000")
-    assert capsys.readouterr().out.count(": finished before") >= len(STAGES)
+    assert capsys.readouterr().out.count(": finished, verified") >= len(STAGES)
     assert results(workdir) == told
     assert json.loads(json.dumps(returned)) == told
     after = snapshot(workdir)

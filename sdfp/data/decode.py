@@ -60,4 +60,9 @@ def _from_integers(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("integer pixels outside 0..65535 have no known range")
+    if 0 < values.max() < 4096:
+        raise ValueError(
+            f"12-bit values (up to {values.max()}) in a 16-bit image would be nearly black: "
+            "scale them to 16 or 8 bits first"
+        )
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

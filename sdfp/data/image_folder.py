@@ -29,6 +29,8 @@ SUFFIXES = (
 )  # fmt: skip
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
 UNLABELLED = "unlabelled"
+SPLIT_LIKE = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+"""Folder names, in lower case, that are no classes."""
 
 Files = dict[str, list[tuple[Path, str]]]
 """By split: images and the name of their class."""
@@ -96,6 +98,11 @@ def _read_classes(folder: Path) -> list[tuple[Path, str]]:
         raise UserError(f"{loose[0]} is in no class folder: expected {folder}/<class>/<image>")
     files = []
     for class_folder in _subfolders(folder):
+        if class_folder.name.lower() in SPLIT_LIKE:
+            raise UserError(
+                f"{class_folder} looks like a split, not a class: splits are called train, test "
+                "and validation (or val), in lower case"
+            )
         found = _images_in(class_folder)
         if not found:
             raise UserError(
@@ -107,9 +114,16 @@ def _read_classes(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_csv(root: Path, file: Path) -> list[tuple[Path, str]]:
+    try:
+        return _read_rows(root, file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a CSV file in UTF-8 ({error}): save it as one") from None
+
+
+def _read_rows(root: Path, file: Path) -> list[tuple[Path, str]]:
     files = {}
     # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+    with file.open(newline="", encoding="utf-8-sig") as opened:
         rows = csv.DictReader(opened, skipinitialspace=True)
         missing = {"path", "label"} - set(rows.fieldnames or ())
         if missing:

@@ -98,9 +98,8 @@ def assemble_arrays(
     Raises:
       UserError: no image left, fewer than two classes, a class without training examples, a
         label out of range, a budget that cannot be met, no test split and no way to make one,
-        or `mean` and `std` that do not fit `channels`.
+        or a fraction for a split that the data set has.
     """
-    _check_normalisation(settings)
     own = [name for name, split in [("test", test), ("validation", validation)] if split]
     if not len(train):
         raise UserError(f"no image to train on in {notes['source']}")
@@ -110,17 +109,21 @@ def assemble_arrays(
     unlabelled = train if unlabelled is None else unlabelled
     if not len(unlabelled):
         raise UserError(f"no unlabelled image in {notes['source']}")
-    parts = {"train": train, "unlabelled": unlabelled, "validation": validation, "test": test}
+    held_out = {"validation": validation, "test": test}
+    parts = {"train": train, "unlabelled": unlabelled, **held_out}
     return Dataset(
         **parts,
         class_names=class_names,
-        fingerprint=_fingerprint(train, unlabelled, settings),
+        fingerprint=_fingerprint(
+            (train,) if unlabelled is train else (train, unlabelled), settings
+        ),
         notes={
             **notes,
             "counts": {name: len(split) if split else 0 for name, split in parts.items()},
             "classes": len(class_names),
             "own_splits": own,
-            "test_ids_in_train": len(set(train.ids).intersection(test.ids)) if test else 0,
+            "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
+            "test_images_in_train": _shared_images(train, test) if test else 0,
         },
         prepare=make_prepare(settings.mean, settings.std),
         to_pixels=make_to_pixels(settings.mean, settings.std),
@@ -174,6 +177,11 @@ def _cut(
     train: Split, test: Split | None, validation: Split | None, settings: Data, classes: int
 ) -> tuple[Split, Split, Split | None]:
     seed = settings.split_seed
+    for name, split in (("test", test), ("validation", validation)):
+        if split is not None and getattr(settings, f"{name}_fraction"):
+            raise UserError(
+                f"--config.data.{name}_fraction: the data set has its own {name} split; leave it 0"
+            )
     if classes < 2:
         raise UserError(f"a classifier needs at least two classes, the data set has {classes}")
     if test is None:
@@ -223,15 +231,10 @@ def _check_labels(parts: dict[str, Split | None], class_names: tuple[str, ...]) 
             raise UserError(f"{len(absent)} classes have no training example: {names}")
 
 
-def _check_normalisation(settings: Data) -> None:
-    for name in ("mean", "std"):
-        if len(getattr(settings, name)) != settings.channels:
-            raise UserError(
-                f"--config.data.{name}={getattr(settings, name)} must have one value for each of "
-                f"the {settings.channels} channels"
-            )
-    if min(settings.std) <= 0:
-        raise UserError(f"--config.data.std={settings.std} must be above 0")
+def _shared_images(train: Split, test: Split) -> int:
+    """How many test images are in train, pixel for pixel."""
+    seen = {hashlib.sha256(image.tobytes()).digest() for image in train.arrays["image"]}
+    return sum(hashlib.sha256(i.tobytes()).digest() in seen for i in test.arrays["image"])
 
 
 def _refuse_broken(broken: dict[str, str], examples: int, max_broken: int) -> None:
@@ -244,12 +247,12 @@ def _refuse_broken(broken: dict[str, str], examples: int, max_broken: int) -> No
     )
 
 
-def _fingerprint(train: Split, unlabelled: Split, settings: Data) -> str:
-    """Hash of what training stages see: ids, pixels, labels, their order and normalisation."""
+def _fingerprint(parts: Sequence[Split], settings: Data) -> str:
+    """Hash of what a program sees: ids, pixels, labels, their order and normalisation."""
     digest = hashlib.sha256(
         repr((settings.image_size, settings.channels, settings.mean, settings.std)).encode()
     )
-    for split in (train,) if unlabelled is train else (train, unlabelled):
+    for split in parts:
         digest.update(repr(split.ids).encode("utf-8", "surrogateescape"))
         for name in sorted(split.arrays):
             array = split.arrays[name]

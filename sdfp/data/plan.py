@@ -18,6 +18,12 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
+def examples_seen(steps: int, examples: int, batch_size: int) -> int:
+    """Examples in the first `steps` batches, counted as often as they are drawn."""
+    epochs, rest = divmod(steps, steps_per_epoch(examples, batch_size))
+    return epochs * examples + min(rest * batch_size, examples)
+
+
 # Two epochs are enough for a step and its prefetch; more leave room for other stages.
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:

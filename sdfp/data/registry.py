@@ -2,6 +2,9 @@
 
 from sdfp.data import cub, digits, image_folder
 
+WITH_TFDS = ("cub",)
+"""Those that `config.data.source=tfds` can read."""
+
 DATASETS = {
     "cub": cub.load,
     "image_folder": image_folder.load,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sdfp import algorithm
 from sdfp.methods.interface import Method
 from sdfp.settings import choice, number
+from sdfp.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,10 @@ class Settings:
     features: str = choice("cls", "all")
     masked_weight: float = number(0)
     distill_weight: float = number(0)
+
+    def __post_init__(self):
+        if self.masked_weight == self.distill_weight == 0:
+            raise UserError("config.method.self_distillation: both weights are 0, nothing to learn")
 
 
 def pretrain(init_params, *, backbone, fit, settings: Settings):

@@ -41,7 +41,8 @@ class Family(NamedTuple):
     """A registry entry: how a `Backbone` is made from its settings."""
 
     settings: type
-    """The frozen dataclass that `config.model` is parsed into."""
+    """The frozen dataclass that `config.model` is parsed into. Its MASKED_ONLY and FINETUNE_ONLY
+    name the fields that the other stages do not depend on."""
     make: Callable
     """(settings, dtype) -> Backbone; `dtype` is the compute type, parameters stay float32."""
     read_config: Callable

@@ -1,4 +1,4 @@
-"""The model families by the name that `config.backbone` gives."""
+"""The model families by the name that `config.model.name` gives."""
 
 from sdfp.models import interface, vit_mae
 

@@ -7,7 +7,7 @@ weight decay and freezing go by these names.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,9 @@ from sdfp.types import UserError
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The architecture of a ViT-MAE and the rates of its three uses (`config.model`)."""
+
+    MASKED_ONLY: ClassVar = ("mask_ratio", "normalize_targets", "dropout_pretrain")
+    FINETUNE_ONLY: ClassVar = ("dropout_finetune",)
 
     image_size: int = number(1)
     patch_size: int = number(1)

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from sdfp.models import vit_positions
 from sdfp.models.vit_modules import Settings
-from sdfp.types import UserError
+from sdfp.types import UserError, some
 
 # Ours: (the hub's, other spellings ...). The first name is written, all are read.
 SINGLE = {
@@ -100,7 +100,10 @@ def from_torch(tensors: Mapping[str, np.ndarray], settings: Settings) -> tuple[d
             loaded.append(name)
     strangers = [name for name in left_out if _in_a_block(_bare(name))]
     if strangers:
-        raise UserError(f"no place in this model for {_some(strangers)}: other depth or design")
+        raise UserError(
+            f"no place in this model for {some(strangers)}: another depth or design than "
+            "config.json (or the sizes read from the shapes) says; use weights of a plain ViT-MAE"
+        )
     return _assemble(slots, found, loaded, left_out, settings)
 
 
@@ -163,7 +166,7 @@ def read_config(
             entries["decoder_" + ours] = "decoder_" + entries[ours]
     missing = [theirs for theirs in entries.values() if theirs not in config]
     if missing:
-        raise UserError(f"config.json: no {_some(missing)}")
+        raise UserError(f"config.json: no {some(missing)}")
     values = {ours: config[theirs] for ours, theirs in entries.items()}
     if not isinstance(values["patch_size"], int):
         raise UserError(f"config.json: patch_size {values['patch_size']!r} is not one number")
@@ -292,8 +295,3 @@ def _assemble(slots, found, loaded, left_out, settings) -> tuple[dict, Renaming]
             notes.append(f"{'/'.join(path)}: resized from {old} to {value.shape}")
         params[path] = value
     return traverse_util.unflatten_dict(params), Renaming(loaded, left_out, missing, notes)
-
-
-def _some(names: list[str]) -> str:
-    """A few names and how many more."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

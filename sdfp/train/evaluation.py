@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from sklearn.metrics import confusion_matrix, log_loss
+from scipy.special import log_softmax
+from sklearn.metrics import confusion_matrix
 
 from sdfp import checkpoint, report
+from sdfp.data import loading
+from sdfp.data.interface import Split
 from sdfp.data.loading import Feed
 from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
@@ -24,7 +27,7 @@ def eval_logits(backbone: Backbone) -> Callable:
     return lambda params, batch: backbone.logits(params, batch, None, train=False)
 
 
-def probabilities(
+def log_probabilities(
     params: Params,
     feed: Feed,
     *,
@@ -33,21 +36,19 @@ def probabilities(
     devices: Devices,
     rows: int,
 ) -> np.ndarray:
-    """[examples, classes] in float64, every example of the split exactly once, not augmented."""
+    """[examples, classes] in float64; every example of the split exactly once, not augmented."""
     prepare = loop.make_prepare(prepare, False, None)
     logits = loop.map_examples(
         eval_logits(backbone), params, feed, prepare=prepare, devices=devices, rows=rows
-    ).astype(np.float64)
-    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponent / exponent.sum(axis=1, keepdims=True)
+    )
+    return log_softmax(logits.astype(np.float64), axis=1)
 
 
-def measure(probability: np.ndarray, label: np.ndarray) -> dict[str, float]:
+def measure(log_probability: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Accuracy in percent, and mean cross-entropy in nats."""
-    classes = np.arange(probability.shape[1])
     return {
-        "accuracy": 100 * float(np.mean(probability.argmax(axis=1) == label)),
-        "loss": float(log_loss(label, probability, labels=classes)),
+        "accuracy": 100 * float(np.mean(log_probability.argmax(axis=1) == label)),
+        "loss": -float(np.mean(log_probability[np.arange(len(label)), label])),
     }
 
 
@@ -63,45 +64,57 @@ def distance(params: Params, reference: Params) -> float:
 def evaluate(
     directory: Path,
     params: Params,
-    digest: str,
-    feeds: dict[str, Feed],
+    identity: dict[str, Any],
+    splits: dict[str, Split],
     *,
-    held_out: str,
     class_names: Sequence[str],
+    resident_gb: float,
     **how: Any,
 ) -> dict[str, float]:
-    """Measures a fine-tuned model on "train" and on the held-out split, once.
+    """Measures a fine-tuned model on its training split and on a held-out one, once.
 
     Leaves evaluation.json, predictions.csv and confusion.csv (of the held-out split) in
-    `directory`; a later call reads the first if it is of the same parameters and split.
+    `directory`; a later call of the same identity reads the first.
 
     Args:
         params: on the host.
-        digest: of `params`.
-        feeds: "train" and `held_out`.
-        held_out: "test" or "validation".
-        how: as `probabilities` takes it.
+        identity: what decides the result: digests of the parameters and of the held-out split.
+        splits: "train" and "held_out".
+        how: as `log_probabilities` takes it.
 
     Returns:
         accuracy, loss on the held-out split; train_accuracy, train_loss without augmentation.
     """
     path = directory / "evaluation.json"
-    identity = {"digest": digest, "held_out": held_out}
     if path.exists():
         known = json.loads(path.read_text())
-        if known.items() >= identity.items():
+        if known["identity"] == identity:
             return known["metrics"]
-    on_devices = how["devices"].replicate(params)
-    metrics = {}
-    for split, prefix in (("train", "train_"), (held_out, "")):
-        feed = feeds[split]
-        label = feed.split.arrays["label"]
-        probability = probabilities(on_devices, feed, **how)
-        metrics |= {prefix + k: v for k, v in measure(probability, label).items()}
-    report.save_predictions(
-        directory / "predictions.csv", feed.split.ids, label, probability, class_names
-    )
+        report.say(f"{directory}: measured again, on other held-out data")
+    devices = how["devices"]
+    on_devices = devices.replicate(params)
+    metrics, told = {}, {}
+    for name, split in splits.items():
+        feed = loading.open_feed(split, devices, resident_gb)
+        told[name] = log_probabilities(on_devices, feed, **how)
+        prefix = "train_" if name == "train" else ""
+        measured = measure(told[name], split.arrays["label"])
+        metrics |= {prefix + key: value for key, value in measured.items()}
+    ids, label = splits["held_out"].ids, splits["held_out"].arrays["label"]
+    probability = np.exp(told["held_out"])
+    report.save_predictions(directory / "predictions.csv", ids, label, probability, class_names)
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / "confusion.csv", matrix, class_names)
-    checkpoint.write_json(path, {**identity, "metrics": metrics})
+    checkpoint.write_json(path, {"identity": identity, "metrics": metrics})
     return metrics
+
+
+@functools.cache
+def pictures(backbone: Backbone, prepare: Callable) -> Callable:
+    """(params, raw batch) -> what `Backbone.picture` gives; one program for all stages."""
+
+    def draw(params, batch):
+        key = jax.random.key(0)
+        return backbone.picture(params, prepare(batch, key, False), key)
+
+    return jax.jit(draw)

@@ -117,12 +117,15 @@ def map_examples(
     """
     compiled = compile_map(devices, fn, prepare)
     rows = -(-min(rows, len(feed.split)) // devices.count) * devices.count
-    results = []
+    results = np.empty(0)
     for index, weight in plan.eval_batches(len(feed.split), rows):
         batch = {"index": index, "weight": weight, **feed.rows(index)}
         values = devices.gather(compiled(params, feed.resident, devices.shard(batch, 0)))
-        results.append(values[weight > 0])
-    return np.concatenate(results)
+        if not results.size:
+            results = np.empty((len(feed.split), *values.shape[1:]), values.dtype)
+        real = weight > 0
+        results[index[real]] = values[real]
+    return results
 
 
 def example_bytes(

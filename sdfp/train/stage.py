@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from sdfp import checkpoint, optim, report
+from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
@@ -58,7 +59,10 @@ class Outcome(NamedTuple):
 
     params: Params
     record: dict[str, Any]
-    """key, name, steps, seconds, examples_per_second, digests: for results.json."""
+    """For results.json: key, name, steps, seconds and examples_per_second (compilation and
+    checkpoints included), and digests: init_digest of what the stage started from,
+    teacher_digest of its teacher (the encoder_digest of an earlier stage), digest of all its
+    parameters."""
     directory: Path
 
 
@@ -115,7 +119,7 @@ def keep(name: str, identity: Mapping[str, Any], place: Place, make: Callable) -
     flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
     _claim(directory, flat)
     if checkpoint.exists(final):
-        report.say(f"{name}: finished before, verified and read")
+        report.say(f"{name}: finished, verified and read")
     else:
         params, facts = make(directory)
         key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
@@ -143,7 +147,10 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
         told = ", ".join(
             f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different
         )
-        raise UserError(f"{directory} was made with other settings: {told}. Use another --workdir")
+        raise UserError(
+            f"{directory} was made with other settings: {told}. Use another --workdir, or delete "
+            "this folder to make the stage again"
+        )
 
 
 @lru_cache
@@ -203,18 +210,31 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
     with log:
         for done, fetch, metrics in calls:
             _refuse_non_finite(stage.name, done, metrics)
-            log.add(done, metrics, recipe.batch_size)
+            log.add(done, metrics)
             seconds = past + time.monotonic() - began
             if done % run.checkpoint_every == 0 and done < recipe.steps:
                 checkpoint.save_step(directory, done, fetch(), {"seconds": seconds})
     seconds = past + time.monotonic() - began
-    return fetch().params, {
+    seen = plan.examples_seen(recipe.steps, len(feed.split), recipe.batch_size)
+    params = fetch().params
+    return params, {
         "steps": recipe.steps,
         "seconds": round(seconds, 3),
-        "examples_per_second": round(recipe.steps * recipe.batch_size / seconds, 2),
+        "examples_per_second": round(seen / seconds, 2),
         "init_digest": stage.origin,
-        "frozen_digest": checkpoint.digest(stage.frozen) if stage.frozen is not None else None,
+        "teacher_digest": _unchanged(stage, devices.fetch(frozen)),
+        "encoder_digest": checkpoint.digest(params["encoder"]),
     }
+
+
+def _unchanged(stage: Stage, after: Any) -> str | None:
+    """Digest of the frozen parameters, the same before and after training."""
+    if stage.frozen is None:
+        return None
+    before = checkpoint.digest(stage.frozen)
+    if checkpoint.digest(after) != before:
+        raise RuntimeError(f"{stage.name}: the frozen parameters changed during training")
+    return before
 
 
 def _start(stage: Stage, directory: Path, tx) -> tuple[step.State, float]:

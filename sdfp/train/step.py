@@ -54,7 +54,7 @@ def train_step(
 
     Returns:
         The next state and {term: mean, "loss": objective, "grad_norm": global norm over all
-        parameters, frozen ones included}.
+        parameters, frozen ones included, "examples": sum of the weights}.
     """
     prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
     count = parallel.total(jnp.sum(batch["weight"]), axis_name)
@@ -89,7 +89,7 @@ def train_step(
 
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
+    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient), "examples": count}
     return State(state.step + 1, params, opt_state), metrics
 
 

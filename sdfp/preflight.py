@@ -1,0 +1,89 @@
+"""What is loaded and checked before any training: mistakes are told before hours are spent."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdfp import checkpoint, report
+from sdfp.data import loading
+from sdfp.data.interface import Dataset
+from sdfp.data.loading import Feed
+from sdfp.data.registry import DATASETS, WITH_TFDS
+from sdfp.settings import Data, Experiment
+from sdfp.train.stage import Place
+from sdfp.types import Params, UserError, one_line
+
+
+class Source(NamedTuple):
+    """A data set and its splits on the way to the devices."""
+
+    data: Dataset
+    feeds: dict[str, Feed]
+
+
+def check_workdir(workdir: Path) -> None:
+    """Whether the results can be written, before hours are spent on them."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            return
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+
+def load_data(block: str, settings: Data, place: Place) -> Source:
+    """The data set that a block of the config names, with its counts said."""
+    if settings.name not in DATASETS:
+        raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
+    if settings.source == "tfds" and settings.name not in WITH_TFDS:
+        raise UserError(f"config.{block}.source: tfds is for {', '.join(WITH_TFDS)} only")
+    try:
+        data = DATASETS[settings.name](settings)
+    except OSError as error:
+        raise UserError(f"config.{block}.dir: cannot be read ({one_line(error)})") from error
+    counts = dict(data.notes["counts"])
+    if data.unlabelled is data.train:
+        del counts["unlabelled" if data.train.labelled else "train"]
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    report.say(f"{block}: {settings.name}, {told}{classes}")
+    for name, why in data.notes["broken"].items():
+        report.say(f"{block}: left out {name}: {why}")
+    if shared := data.notes["test_images_in_train"]:
+        report.say(f"{block}: {shared} test images are in train too, pixel for pixel")
+    train = loading.open_feed(data.train, place.devices, place.run.resident_gb)
+    if data.unlabelled is data.train:  # as a rule: one copy on the devices
+        return Source(data, {"train": train, "unlabelled": train})
+    unlabelled = loading.open_feed(data.unlabelled, place.devices, place.run.resident_gb)
+    return Source(data, {"train": train, "unlabelled": unlabelled})
+
+
+def check_held_out(settings: Experiment, data: Dataset) -> None:
+    if data.train.labelled and getattr(data, settings.evaluate_on) is None:
+        raise UserError(
+            f"config.evaluate_on={settings.evaluate_on}: there is no such split; cut one with "
+            f"--config.data.{settings.evaluate_on}_fraction=0.2"
+        )
+
+
+def check_input(model: Any, data: Data, block: str) -> None:
+    for key in ("image_size", "channels"):
+        if getattr(model, key) != getattr(data, key):
+            raise UserError(
+                f"config.{block}.{key} is {getattr(data, key)}, config.model.{key} is "
+                f"{getattr(model, key)}: they must be equal"
+            )
+
+
+def check_names(settings: Experiment, params: Params) -> None:
+    """A misspelt parameter name would freeze nothing, without a word."""
+    for stage, recipe in vars(settings.stages).items():
+        tree = params["encoder"] if stage == "finetune" else params
+        known = {name.split("/")[-1] for name in checkpoint.flatten(tree)}
+        for key in ("frozen", "no_decay"):
+            unknown = [name for name in getattr(recipe, key) if name not in known]
+            if unknown:
+                raise UserError(
+                    f"config.stages.{stage}.{key}: no parameter is called {unknown[0]!r}; there "
+                    f"are {', '.join(sorted(known))}"
+                )
