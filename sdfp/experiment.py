@@ -77,9 +77,10 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         preflight.check_names(settings, init.params)
         context = Context(settings, place, target, backbone, model, precision.name, init.record, {})
         entries: list[dict[str, Any]] = []
-        for entry in _rows(context, _initial(context, init.params)):
+        for entry, new in _rows(context, _initial(context, init.params)):
             entries.append(entry)
-            _write_results(context, entries, complete=False)
+            if new:  # what is there already stays, until this run has something to add
+                _write_results(context, entries, complete=False)
     results = _write_results(context, entries, complete=True)
     _farewell(results, settings, workdir)
     return results
@@ -179,8 +180,8 @@ def _draw(context: Context, data: Dataset, outcome: Outcome) -> None:
     report.say(f"{outcome.record['name']}: reconstructions in {path}")
 
 
-def _rows(context: Context, init_params: Params) -> Iterator[dict[str, Any]]:
-    """Every method and seed: the entries of results.json."""
+def _rows(context: Context, init_params: Params) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every method and seed: the entries of results.json, and whether this run made them."""
     settings = context.settings
     fit = functools.partial(_fit, context, context.target)
     for name in settings.methods:
@@ -196,7 +197,7 @@ def _rows(context: Context, init_params: Params) -> Iterator[dict[str, Any]]:
 
 def _finetune(
     context: Context, method: str, seed: int, params: Params, init_params: Params
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
     """Line 13 of Algorithm 1 for one seed, and what came of it."""
     backbone, (data, feeds), settings = context.backbone, context.target, context.settings
     outcome = run_stage(
@@ -232,7 +233,7 @@ def _finetune(
     report.say(
         f"{outcome.record['name']}: {settings.evaluate_on} accuracy {metrics['accuracy']:.2f}"
     )
-    return {
+    entry = {
         "method": method,
         "seed": seed,
         "split": settings.evaluate_on,
@@ -245,6 +246,7 @@ def _finetune(
         "stage": outcome.record["name"],
         "stage_key": outcome.record["key"],
     }
+    return entry, outcome.new
 
 
 def _versions() -> dict[str, str]:

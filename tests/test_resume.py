@@ -20,7 +20,6 @@ import pytest
 from sdfp import checkpoint, config, experiment, parallel
 from sdfp.data import digits
 from sdfp.data.interface import Split
-from sdfp.data.loading import Feed
 from sdfp.train import evaluation, loop
 from sdfp.types import UserError
 
@@ -152,7 +151,8 @@ def test_killed_once_in_every_kind_of_stage(finished, process, tmp_path):
         assert expected in killed.stdout
         stopped = work / "stages" / death.split()[1].rsplit("/", 2)[0]
         assert not checkpoint.exists(stopped / "final")
-        assert not (work / "results.json").exists()
+        told = work / "results.json"
+        assert not told.exists() or not results(work)["complete"]
         expected = going_on
     ended = process(work)
     assert ended.returncode == 0, ended.stderr
@@ -177,7 +177,7 @@ def test_second_run_reads_everything(workdir, monkeypatch, capsys):
 
     before, told = snapshot(workdir), results(workdir)
     monkeypatch.setattr(loop, "compile_train", never)
-    monkeypatch.setattr(evaluation, "probabilities", never)
+    monkeypatch.setattr(evaluation, "log_probabilities", never)
     returned = run(workdir, "--config.run.checkpoint_every=1000")
     assert capsys.readouterr().out.count(": finished, verified") >= len(STAGES)
     assert results(workdir) == told
@@ -193,9 +193,9 @@ def test_second_run_reads_everything(workdir, monkeypatch, capsys):
         (["--config.stages.pretrain.steps=9"], "pretrain", ["recipe.steps (8 there, 9 now)"]),
         (["--config.seed=1"], "pretrain", ["seed (0 there, 1 now)"]),
         (["--config.init.seed=1"], "init", ["seed (0 there, 1 now)"]),
-        (["--config.precision=bfloat16"], "pretrain", ["precision (auto there, bfloat16 now)"]),
+        (["--config.precision=bfloat16"], "pretrain", ["precision (float32 there, bfloat16 now)"]),
         (["--config.source.split_seed=1"], "pretrain", ["data ("]),
-        (["--config.model.mask_ratio=0.5"], "init", ["model.mask_ratio (0.75 there, 0.5"]),
+        (["--config.model.mask_ratio=0.5"], "pretrain", ["model.mask_ratio (0.75 there, 0.5"]),
         (["--config.data.train_labels=30"], "further_pretrain", ["data ("]),
         (
             [
@@ -225,7 +225,7 @@ def test_other_settings_are_refused(workdir, overrides, stage, keys):
     before = snapshot(workdir)
     line = refused(workdir, *overrides)
     assert line.startswith(f"{workdir / 'stages' / stage} was made with other settings: {keys[0]}")
-    assert line.endswith("Use another --workdir")
+    assert line.endswith("Use another --workdir, or delete this folder to make the stage again")
     assert line.count(" there, ") == len(keys)
     assert all(key in line for key in keys)
     assert snapshot(workdir) == before
@@ -267,11 +267,12 @@ def test_the_teacher_stays_as_it_was(finished):
     further, _ = checkpoint.restore(finished / "stages" / "further_pretrain" / "final")
     before, after = teachers["self_distill_1"]
     assert before == after == checkpoint.digest(further["encoder"])
-    assert records["self_distill_1"]["frozen_digest"] == before
+    assert records["self_distill_1"]["teacher_digest"] == before
+    assert records["further_pretrain"]["encoder_digest"] == before
     nothing = checkpoint.digest(None)
     for name in set(STAGES) - {"self_distill_1"}:
         assert teachers[name] == [nothing, nothing]
-        assert records[name]["frozen_digest"] is None
+        assert records[name]["teacher_digest"] is None
     # The student starts where the teacher started, and becomes something else.
     student = records["self_distill_1"]
     assert student["init_digest"] == records["pretrain"]["digest"]
@@ -411,26 +412,50 @@ def test_loss_that_is_not_finite_stops_the_run(workdir):
 
 
 def test_predictions_follow_the_split_that_is_reported(tmp_path, monkeypatch):
-    """test, then validation, then test again: predictions.csv is of test."""
+    """test, then validation, then another test: predictions.csv is of what was asked last."""
     rng = np.random.default_rng(0)
-    feeds = {}
-    for name, count in (("train", 4), ("validation", 3), ("test", 5)):
+    splits = {}
+    for name, count in (("train", 4), ("validation", 3), ("test", 5), ("new test", 6)):
         ids = tuple(f"{name}/{i}" for i in range(count))
-        feeds[name] = Feed(Split({"label": np.arange(count) % 2}, ids), {}, {})
+        splits[name] = Split({"label": np.arange(count) % 2}, ids)
     monkeypatch.setattr(
         evaluation,
-        "probabilities",
-        lambda params, feed, **_: rng.dirichlet([1, 1], len(feed.split)),
+        "log_probabilities",
+        lambda params, feed, **_: np.log(rng.dirichlet([1, 1], len(feed.split))),
     )
-    for held_out in ("test", "validation", "test"):
-        evaluation.evaluate(
+
+    def measure(name):
+        return evaluation.evaluate(
             tmp_path,
             {},
-            "digest",
-            feeds,
-            held_out=held_out,
+            {"params": "digest", "held out": name},
+            {"train": splits["train"], "held_out": splits[name]},
             class_names=("a", "b"),
+            resident_gb=1.0,
             devices=parallel.make("jit", 1),
         )
-    text = (tmp_path / "predictions.csv").read_text()
-    assert text.count("test/") == 5
+
+    for name in ("test", "validation", "new test"):
+        metrics = measure(name)
+        assert metrics == measure(name)  # read, not drawn again
+        text = (tmp_path / "predictions.csv").read_text()
+        assert text.count(f"{name}/") == len(splits[name])
+
+
+def test_a_misspelt_parameter_name_is_refused(workdir):
+    line = refused(workdir, "--config.stages.finetune.frozen=pos_embeds")
+    assert line.startswith("config.stages.finetune.frozen: no parameter is called 'pos_embeds'")
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file").startswith(f"--workdir={tmp_path / 'file'}: cannot be")
+
+
+def test_no_such_split_to_report(workdir):
+    assert "no such split" in refused(workdir, "--config.evaluate_on=validation")
+
+
+def test_fine_tuning_settings_leave_the_other_stages_alone(workdir):
+    line = refused(workdir, "--config.model.dropout_finetune=0.2")
+    assert "/stages/finetune/further_pretrain/seed_0 was made with other settings" in line

@@ -64,6 +64,8 @@ class Outcome(NamedTuple):
     teacher_digest of its teacher (the encoder_digest of an earlier stage), digest of all its
     parameters."""
     directory: Path
+    new: bool
+    """Whether this run made it, or an earlier one."""
 
 
 def full_identity(stage: Stage) -> dict[str, Any]:
@@ -118,21 +120,22 @@ def keep(name: str, identity: Mapping[str, Any], place: Place, make: Callable) -
     final = directory / "final"
     flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
     _claim(directory, flat)
-    if checkpoint.exists(final):
+    new = not checkpoint.exists(final)
+    if not new:
         report.say(f"{name}: finished, verified and read")
     else:
         params, facts = make(directory)
         key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
         checkpoint.save(final, params, {"key": key, "name": name, **facts})
-    return _read(final, directory)
+    return _read(final, directory, new)
 
 
-def _read(final: Path, directory: Path) -> Outcome:
+def _read(final: Path, directory: Path, new: bool) -> Outcome:
     try:
         params, facts = checkpoint.restore(final)
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"{error}. Delete {directory} to train this stage again") from error
-    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory)
+    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
 
 
 def _claim(directory: Path, identity: dict[str, Any]) -> None:
