@@ -1,21 +1,31 @@
 """Every config's `:smoke` variant, as its user runs it: one process, all stages, all rows."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import data_helpers as on_disk
+import jax
+import jax.numpy as jnp
 import pytest
+import safetensors.numpy
+import tiny_vit
+from test_pretrained import CONFIG
+
+from sdfp import checkpoint
+from sdfp.models import vit_mae
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(workdir, config, *overrides):
+def run(workdir, config, *overrides, **environment):
     arguments = [f"--config={config}", f"--workdir={workdir}", *overrides]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "sdfp.main", *arguments],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -64,3 +74,44 @@ def test_vit_cub(tmp_path, real_data):
     check(tmp_path / "work", output, results)
     counts = results["data"]["counts"]
     assert (counts["train"], counts["test"], results["data"]["classes"]) == (1500, 1389, 50)
+
+
+def test_everything_that_can_be_switched(tmp_path):
+    """Weights of another image size, two rounds, all tokens, bf16, pmap, micro-batches."""
+    backbone = vit_mae.make(tiny_vit.settings(), jnp.float32)
+    source = jax.device_get(backbone.init(jax.random.key(5)))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(CONFIG))
+    safetensors.numpy.save_file(backbone.to_torch(source), weights / "model.safetensors")
+    on_disk.write_classes(tmp_path / "data", {"ill": 9, "well": 12})
+    output, results = run(
+        tmp_path / "work",
+        "configs/vit_folder.py:smoke",
+        f"--config.data.dir={tmp_path / 'data'}",
+        "--config.data.cache_dir=",
+        "--config.data.test_fraction=0.3",
+        "--config.init.kind=weights",
+        f"--config.init.weights={weights}",
+        "--config.methods=self_distillation",
+        "--config.method.self_distillation.rounds=2",
+        "--config.method.self_distillation.features=all",
+        "--config.stages.self_distill.accumulate=2",
+        "--config.precision=bfloat16",
+        "--config.parallel.backend=pmap",
+        JAX_NUM_CPU_DEVICES="2",
+    )
+    assert "Weights:" in output
+    assert "resized" in output
+    assert results["model"]["dim"] == 16  # the file's, not the config's
+    records = {record["name"]: record for record in results["stages"]}
+    assert (
+        records["self_distill_1"]["teacher_digest"]
+        == (records["further_pretrain"]["encoder_digest"])
+    )
+    assert (
+        records["self_distill_2"]["teacher_digest"] == (records["self_distill_1"]["encoder_digest"])
+    )
+    started, _ = checkpoint.restore(tmp_path / "work/stages/init/final")
+    loaded = started["encoder"]["blocks"]["query"]["kernel"]
+    assert (loaded == source["encoder"]["blocks"]["query"]["kernel"]).all()
