@@ -68,7 +68,13 @@ def get_config() -> ConfigDict:
             "devices": 0,  # how many; 0 = all
         }
     )
-    config.run = ConfigDict(
+    config.run = run()
+    return config
+
+
+def run() -> ConfigDict:
+    """Bookkeeping."""
+    return ConfigDict(
         {
             "log_every": 50,  # steps between lines of metrics.jsonl
             "checkpoint_every": 500,  # steps between checkpoints within a stage
@@ -82,7 +88,6 @@ def get_config() -> ConfigDict:
             "tensorboard": True,
         }
     )
-    return config
 
 
 def data() -> ConfigDict:

@@ -47,7 +47,7 @@ def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any,
         del directory
         if weights is None:
             report.say(f"init: random parameters, seed {init.seed}")
-            return jax.device_get(jax.jit(backbone.init)(key)), {"kind": "scratch"}
+            return jax.device_get(backbone.init(key)), {"kind": "scratch"}
         params, loaded = pretrained.load(weights, backbone, key, init.missing_decoder)
         for line in loaded.lines():
             report.say(line)

@@ -163,6 +163,28 @@ def picture(settings: Settings, reconstruct: Callable, params, batch, key) -> ja
     return jnp.stack(images, axis=1)
 
 
+def init(settings: Settings, dtype, key) -> dict:
+    """Random `{"encoder", "decoder"}`, initialised as MAE does."""
+    encoder_key, decoder_key = jax.random.split(key)
+    everything = jnp.arange(settings.patches)[None]
+    visible, hidden = everything[:, : settings.visible], everything[:, settings.visible :]
+    patches = jnp.zeros((1, settings.patches, settings.patch_pixels))
+    encoded = jnp.zeros((1, 1 + settings.visible, settings.dim))
+    encoder = vit_modules.Encoder(settings, dtype, 0.0)
+    decoder = vit_modules.Decoder(settings, dtype)
+    return {
+        "encoder": encoder.init(encoder_key, patches, None)["params"],
+        "decoder": decoder.init(decoder_key, encoded, visible, hidden)["params"],
+    }
+
+
+def add_head(settings: Settings, params, num_classes: int, key) -> dict:
+    """`{"encoder", "head"}`: one linear layer on [CLS], kernel of std 0.02, bias 0."""
+    head = nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.02))
+    fresh = head.init(key, jnp.zeros((1, settings.dim)))["params"]
+    return {"encoder": params["encoder"], "head": fresh}
+
+
 def make(settings: Settings, dtype) -> interface.Backbone:
     """Builds the pure functions of a ViT-MAE.
 
@@ -179,18 +201,6 @@ def make(settings: Settings, dtype) -> interface.Backbone:
     """
     decoder = vit_modules.Decoder(settings, dtype)
     encode_ = partial(encode, settings, dtype)
-
-    def init(key):
-        encoder_key, decoder_key = jax.random.split(key)
-        everything = jnp.arange(settings.patches)[None]
-        visible, hidden = everything[:, : settings.visible], everything[:, settings.visible :]
-        patches = jnp.zeros((1, settings.patches, settings.patch_pixels))
-        encoded = jnp.zeros((1, 1 + settings.visible, settings.dim))
-        encoder = vit_modules.Encoder(settings, dtype, 0.0)
-        return {
-            "encoder": encoder.init(encoder_key, patches, None)["params"],
-            "decoder": decoder.init(decoder_key, encoded, visible, hidden)["params"],
-        }
 
     def reconstruct(params, batch, mask, key, train):
         rate = settings.dropout_pretrain if train else 0.0
@@ -214,19 +224,14 @@ def make(settings: Settings, dtype) -> interface.Backbone:
         head = nn.Dense(params["head"]["bias"].shape[-1])
         return head.apply({"params": params["head"]}, cls)
 
-    def add_head(params, num_classes, key):
-        head = nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.02))
-        fresh = head.init(key, jnp.zeros((1, settings.dim)))["params"]
-        return {"encoder": params["encoder"], "head": fresh}
-
     return interface.Backbone(
-        init=jax.jit(init),
+        init=jax.jit(partial(init, settings, dtype)),
         mask=partial(draw_mask, settings),
         reconstruct=reconstruct,
         reconstruction_loss=reconstruction_loss,
         features=features,
         logits=logits,
-        add_head=add_head,
+        add_head=partial(add_head, settings),
         from_torch=partial(vit_weights.from_torch, settings=settings),
         to_torch=partial(vit_weights.to_torch, settings=settings),
         picture=partial(picture, settings, reconstruct),

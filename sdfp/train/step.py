@@ -69,10 +69,20 @@ def train_step(
         }
         return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
 
+    local = _sum_of_gradients(objective, state.params, batch)
+    gradient, metrics = parallel.total(local, axis_name)
+
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient), "examples": count}
+    return State(state.step + 1, params, opt_state), metrics
+
+
+def _sum_of_gradients(objective: Callable, params: Params, batch: Batch):
+    """(gradient, metrics) of `objective(params, micro_batch)`, added over the micro-batches."""
+
     def gradient_of(micro_batch):
-        (loss, means), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.params, micro_batch
-        )
+        (loss, means), gradient = jax.value_and_grad(objective, has_aux=True)(params, micro_batch)
         return gradient, {**means, "loss": loss}
 
     def add(total, micro_batch):
@@ -80,17 +90,10 @@ def train_step(
 
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     if batch["weight"].shape[0] == 1:
-        local = gradient_of(first)
-    else:
-        shapes = jax.eval_shape(gradient_of, first)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        local, _ = jax.lax.scan(add, zeros, batch)
-    gradient, metrics = parallel.total(local, axis_name)
-
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient), "examples": count}
-    return State(state.step + 1, params, opt_state), metrics
+        return gradient_of(first)
+    shapes = jax.eval_shape(gradient_of, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, batch)[0]
 
 
 def train_steps(
