@@ -63,9 +63,16 @@ def batch(padding=(0, 0, 0), micro_batches=1):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    """To float32 rounding: relative to the largest value, as sums over examples round."""
-    scale = max(float(np.max(np.abs(x))) for x in jax.tree.leaves(expected))
-    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance * min(scale, 1))
+    """To float32 rounding: relative to the largest value of each array, as sums over examples
+    round; to the largest of all (or 1) where an array is nothing but rounding."""
+    chex.assert_trees_all_equal_structs(actual, expected)
+    floor = min(1.0, max(float(np.max(np.abs(x))) for x in jax.tree.leaves(expected)))
+
+    def check(a, e):
+        atol = tolerance * max(floor, float(np.max(np.abs(e))))
+        np.testing.assert_allclose(a, e, rtol=0, atol=atol)
+
+    jax.tree.map(check, actual, expected)
 
 
 @pytest.fixture(scope="module")
