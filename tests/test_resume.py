@@ -20,6 +20,7 @@ import pytest
 from sdfp import checkpoint, config, experiment, parallel
 from sdfp.data import digits
 from sdfp.data.interface import Split
+from sdfp.data.loading import Feed
 from sdfp.train import evaluation, loop
 from sdfp.types import UserError
 
@@ -429,7 +430,8 @@ def test_predictions_follow_the_split_that_is_reported(tmp_path, monkeypatch):
             tmp_path,
             {},
             {"params": "digest", "held out": name},
-            {"train": splits["train"], "held_out": splits[name]},
+            Feed(splits["train"], {}, {}),
+            splits[name],
             class_names=("a", "b"),
             resident_gb=1.0,
             devices=parallel.make("jit", 1),

@@ -65,7 +65,8 @@ def evaluate(
     directory: Path,
     params: Params,
     identity: dict[str, Any],
-    splits: dict[str, Split],
+    train: Feed,
+    held_out: Split,
     *,
     class_names: Sequence[str],
     resident_gb: float,
@@ -79,7 +80,8 @@ def evaluate(
     Args:
         params: on the host.
         identity: what decides the result: digests of the parameters and of the held-out split.
-        splits: "train" and "held_out".
+        train: the training split, already on the devices.
+        held_out: opened here, and let go at the end.
         how: as `log_probabilities` takes it.
 
     Returns:
@@ -93,16 +95,15 @@ def evaluate(
         report.say(f"{directory}: measured again, on other held-out data")
     devices = how["devices"]
     on_devices = devices.replicate(params)
-    metrics, told = {}, {}
-    for name, split in splits.items():
-        feed = loading.open_feed(split, devices, resident_gb)
-        told[name] = log_probabilities(on_devices, feed, **how)
-        prefix = "train_" if name == "train" else ""
-        measured = measure(told[name], split.arrays["label"])
-        metrics |= {prefix + key: value for key, value in measured.items()}
-    ids, label = splits["held_out"].ids, splits["held_out"].arrays["label"]
-    probability = np.exp(told["held_out"])
-    report.save_predictions(directory / "predictions.csv", ids, label, probability, class_names)
+    on_train = log_probabilities(on_devices, train, **how)
+    of_train = measure(on_train, train.split.arrays["label"])
+    feed, label = loading.open_feed(held_out, devices, resident_gb), held_out.arrays["label"]
+    log_probability = log_probabilities(on_devices, feed, **how)
+    metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
+    probability = np.exp(log_probability)
+    report.save_predictions(
+        directory / "predictions.csv", held_out.ids, label, probability, class_names
+    )
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / "confusion.csv", matrix, class_names)
     checkpoint.write_json(path, {"identity": identity, "metrics": metrics})

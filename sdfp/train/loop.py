@@ -16,6 +16,11 @@ from sdfp.train.step import State
 from sdfp.types import Key
 
 
+def round_up(rows: int, multiple: int) -> int:
+    """The next multiple: rows that the devices (and micro-batches) divide evenly."""
+    return -(-rows // multiple) * multiple
+
+
 class Order(NamedTuple):
     """The batch of every step, as a pure function of the step."""
 
@@ -26,8 +31,7 @@ class Order(NamedTuple):
 
     def batch(self, step: int, examples: int) -> dict[str, np.ndarray]:
         """`index` and `weight` [micro-batches, rows], padded so that the devices divide rows."""
-        unit = self.devices * self.accumulate
-        rows = -(-self.batch_size // unit) * unit
+        rows = round_up(self.batch_size, self.devices * self.accumulate)
         index, weight = plan.train_batch(self.seed, step, examples, self.batch_size, rows)
         # Striped, so that padding spreads over the micro-batches.
         stripes = (rows // self.accumulate, self.accumulate)
@@ -116,7 +120,7 @@ def map_examples(
         [data set, ...], in the order of the split.
     """
     compiled = compile_map(devices, fn, prepare)
-    rows = -(-min(rows, len(feed.split)) // devices.count) * devices.count
+    rows = round_up(min(rows, len(feed.split)), devices.count)
     results = np.empty(0)
     for index, weight in plan.eval_batches(len(feed.split), rows):
         batch = {"index": index, "weight": weight, **feed.rows(index)}
