@@ -1,7 +1,7 @@
 """What a data set is to the rest of the program."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,35 @@ class Dataset(NamedTuple):
     """Facts for results.json: counts, broken files by name, the source that was read."""
     prepare: Callable
     """(batch, key, augment) -> batch. Runs inside the compiled step, once for all passes of
-    the step: uint8 -> normalised float32 `image`; `augment` adds the random horizontal flip,
-    drawn per (key, example index)."""
+    the step: uint8 -> normalised float32 `image` of the model's size; `augment` adds the random
+    horizontal flip, drawn per (key, example index)."""
     to_pixels: Callable
     """float images in the model's input space -> uint8 [..., height, width, channels]."""
+    input: dict[str, Any]
+    """How the model's input is made outside of a run. Images: kind "image", `image_size`,
+    `channels`, `mean`, `std`."""
+
+
+class Download(NamedTuple):
+    """One file of a data set on a public server, for `python -m sdfp.data.fetch`."""
+
+    url: str
+    size: int
+    """Bytes."""
+    digest: str
+    """"sha256:<hex>" or "md5:<hex>"; "" where none is published (a zip checks itself)."""
+    name: str
+    """File name. *.tar, *.tar.gz, *.tgz and *.zip are extracted, others are kept as they are."""
+    into: str = ""
+    """Subfolder of the target folder that it goes to."""
+
+
+class Entry(NamedTuple):
+    """A line of the registry."""
+
+    load: Callable
+    """(settings.Data) -> Dataset"""
+    downloads: tuple[Download, ...] = ()
+    """The original files; empty where the set is not downloaded."""
+    tfds: bool = False
+    """Whether `config.data.source=tfds` is understood."""

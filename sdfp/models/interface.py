@@ -1,7 +1,7 @@
 """What Algorithm 1 and the methods need to know about a model family."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Backbone(NamedTuple):
@@ -29,12 +29,24 @@ class Backbone(NamedTuple):
     add_head: Callable
     """(params, num_classes, key) -> {"encoder", "head"}: decoder dropped, fresh head added."""
     from_torch: Callable
-    """({name: ndarray}) -> (params, renaming): from the public key namings; no files."""
+    """({name: ndarray}, head=False) -> (params, renaming): from the public key namings; no files.
+    A classifier head is left out, or with `head` read."""
     to_torch: Callable
     """(params) -> {name: ndarray}: the Hugging Face hub's naming."""
     picture: Callable
     """(params, batch, key) -> [examples, 3, height, width, channels]: masked input,
     reconstruction and original, in the model's input space."""
+
+
+class Card(NamedTuple):
+    """What it takes, beside the parameters, to use a model outside of its run."""
+
+    settings: Any
+    """The family's settings."""
+    input: dict[str, Any]
+    """See `data.interface.Dataset.input`."""
+    class_names: tuple[str, ...]
+    """Of a classifier, by label; empty for a masked auto-encoder."""
 
 
 class Family(NamedTuple):
@@ -48,3 +60,11 @@ class Family(NamedTuple):
     read_config: Callable
     """(settings, config.json as a dict or None, {name: shape}) -> settings: the architecture
     of a weight file, over the settings of the run."""
+    model_types: tuple[str, ...]
+    """What `model_type` in a config.json may say for this family."""
+    export: Callable
+    """(params, Card) -> {path: content}: the files of a folder that other libraries load. Content
+    of *.safetensors: {name: ndarray}; of *.json: JSON values. Parameters with a `head` make a
+    classifier, with a `decoder` a masked auto-encoder."""
+    describe: Callable
+    """({file name: content of each *.json in such a folder}) -> Card, the inverse of `export`."""
