@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sdfp import cli
 from sdfp.types import UserError
 
 
@@ -84,13 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, metavar="IN.pth")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> None:
         count, digest = convert(arguments.source, arguments.target)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{arguments.target}: {count} tensors, sha256 {digest}")
-    return 0
+        print(f"{arguments.target}: {count} tensors, sha256 {digest}")
+
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ import jax
 import numpy as np
 
 import sdfp
-from sdfp import algorithm, checkpoint, config, initial, parallel, preflight, report
+from sdfp import algorithm, checkpoint, config, initial, parallel, preflight, report, trained
 from sdfp.data.interface import Dataset
 from sdfp.methods.registry import METHODS
-from sdfp.models.interface import Backbone
+from sdfp.models.interface import Backbone, Card
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
 from sdfp.train import evaluation
-from sdfp.train.stage import Outcome, Place, Stage, run_stage
+from sdfp.train.kept import Outcome
+from sdfp.train.stage import Place, Stage, run_stage
 from sdfp.types import Params
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -71,7 +72,7 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
         _greet(settings, place, precision)
         target = preflight.load_data("data", settings.data, place)
-        backbone, model, init = initial.load(settings, place, precision.dtype)
+        backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
         preflight.check_input(model, settings.data, "data")
         preflight.check_held_out(settings, target.data)
         preflight.check_names(settings, init.params)
@@ -145,6 +146,7 @@ def _fit(
             prepare=source.data.prepare,
             seed=context.settings.seed,
             stream=name,
+            card=_card(context, source.data, ()),
             identity=_identity(context, source.data, *context.model.MASKED_ONLY)
             | dict(identity or {}),
             **stage,
@@ -164,6 +166,11 @@ def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
         "model": initial.architecture(context.settings.model_name, context.model, *fields),
         "precision": context.precision,
     }
+
+
+def _card(context: Context, data: Dataset, class_names: tuple[str, ...]) -> dict[str, Any]:
+    card = Card(context.model, data.input, class_names)
+    return trained.to_json(context.settings.model_name, card)
 
 
 def _draw(context: Context, data: Dataset, outcome: Outcome) -> None:
@@ -212,6 +219,7 @@ def _finetune(
             seed=seed,
             stream="finetune",  # one order of batches for every method
             identity=_identity(context, data, *context.model.FINETUNE_ONLY),
+            card=_card(context, data, data.class_names),
         ),
         context.place,
     )

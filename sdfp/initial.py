@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from sdfp import pretrained, report
-from sdfp.models.interface import Backbone
+from sdfp import pretrained, report, trained
+from sdfp.models.interface import Backbone, Card
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
-from sdfp.train.stage import Outcome, Place, keep
+from sdfp.train.kept import Outcome, keep
+from sdfp.train.stage import Place
 
 
 def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
@@ -23,10 +24,15 @@ def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
     return {"name": name, **{key: value for key, value in fields if key not in other}}
 
 
-def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any, Outcome]:
+def load(
+    settings: Experiment, place: Place, dtype: Any, input: dict[str, Any]
+) -> tuple[Backbone, Any, Outcome]:
     """Builds the backbone and its initial parameters.
 
     With `init.kind` "weights" the architecture is the weight file's.
+
+    Args:
+        input: of the data set that the model is made for, see `data.interface.Dataset`.
 
     Returns:
         (backbone, its resolved settings, the outcome with parameters on the host).
@@ -59,4 +65,5 @@ def load(settings: Experiment, place: Place, dtype: Any) -> tuple[Backbone, Any,
         "seed": init.seed if random else None,
         "model": architecture(settings.model_name, model),
     }
-    return backbone, model, keep("init", identity, place, make)
+    card = trained.to_json(settings.model_name, Card(model, input, ()))
+    return backbone, model, keep(place.workdir, "init", identity, card, make)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from sdfp import config, experiment
-from sdfp.types import UserError
+from sdfp import cli, config, experiment
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
@@ -23,13 +22,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """A mistake of the user's is one line and exit code 2; ours is a traceback."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
-    try:
-        app.run(main, flags_parser=config.parse_flags)
-    except UserError as error:
-        print("sdfp:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2)
+    sys.exit(cli.exit_code(lambda: app.run(main, flags_parser=config.parse_flags)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from sdfp import checkpoint, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset
 from sdfp.data.loading import Feed
-from sdfp.data.registry import DATASETS, WITH_TFDS
+from sdfp.data.registry import DATASETS
 from sdfp.settings import Data, Experiment
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError, one_line
@@ -35,10 +35,11 @@ def load_data(block: str, settings: Data, place: Place) -> Source:
     """The data set that a block of the config names, with its counts said."""
     if settings.name not in DATASETS:
         raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
-    if settings.source == "tfds" and settings.name not in WITH_TFDS:
-        raise UserError(f"config.{block}.source: tfds is for {', '.join(WITH_TFDS)} only")
+    if settings.source == "tfds" and not DATASETS[settings.name].tfds:
+        able = ", ".join(name for name, entry in DATASETS.items() if entry.tfds)
+        raise UserError(f"config.{block}.source: tfds is for {able} only")
     try:
-        data = DATASETS[settings.name](settings)
+        data = DATASETS[settings.name].load(settings)
     except OSError as error:
         raise UserError(f"config.{block}.dir: cannot be read ({one_line(error)})") from error
     counts = dict(data.notes["counts"])
@@ -47,6 +48,12 @@ def load_data(block: str, settings: Data, place: Place) -> Source:
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
     report.say(f"{block}: {settings.name}, {told}{classes}")
+    found, published = data.notes["found"], data.notes["published"]
+    if found != published:
+        report.say(
+            f"{block}: a part of the data set: {found[0]} train and {found[1]} test images were "
+            f"found, the whole has {published[0]} and {published[1]}"
+        )
     for name, why in data.notes["broken"].items():
         report.say(f"{block}: left out {name}: {why}")
     if shared := data.notes["test_images_in_train"]:

@@ -22,7 +22,7 @@ from sdfp.types import Key, Params, UserError, one_line, some
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 INDEX = "model.safetensors.index.json"
-ALLOWED = ["*.safetensors", INDEX, "config.json"]
+ALLOWED = ["*.safetensors", INDEX, "config.json", "preprocessor_config.json"]
 
 
 class Weights(NamedTuple):
@@ -61,7 +61,7 @@ class Report(NamedTuple):
         return lines + [f"  {note}" for note in self.notes]
 
 
-def open_weights(weights: str, revision: str) -> Weights:
+def open_weights(weights: str, revision: str = "") -> Weights:
     """Reads a weight file.
 
     Args:
@@ -106,8 +106,7 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
 
     Args:
         weights: from `open_weights`.
-        backbone: `models.interface.Backbone`; its `from_torch` gives params and a report with
-            `loaded`, `left_out`, `missing` and `notes`.
+        backbone: `models.interface.Backbone`.
         key: for a decoder from scratch.
         missing_decoder: "stop", or "scratch" to initialise a decoder that is wholly missing.
 
@@ -117,14 +116,8 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
     Raises:
         UserError: names the tensors that are missing, of another shape, unknown or not finite.
     """
-    try:
-        found, renaming = backbone.from_torch(weights.tensors)
-    except UserError as error:
-        raise UserError(f"{weights.path}: {error}") from None
-    expected = checkpoint.flatten(jax.eval_shape(backbone.init, key))
-    flat = checkpoint.flatten(found)
-    _check_values(flat, expected, weights.path)
-    missing = [name for name in expected if name not in flat]
+    found, renaming = _rename(weights, backbone, head=False)
+    missing = _check_values(found, jax.eval_shape(backbone.init, key), weights.path)
     no_decoder = "decoder" not in found and any(name.startswith("decoder/") for name in missing)
     if no_decoder and missing_decoder != "scratch":
         raise UserError(
@@ -133,25 +126,60 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
             "random one"
         )
     unfilled = [n for n in missing if not (no_decoder and n.startswith("decoder/"))]
-    if unfilled:
-        names = [name for path in unfilled for name in renaming.missing.get(path, [path])]
-        raise UserError(f"{weights.path} lacks {some(names)}")
+    _refuse_unfilled(unfilled, renaming, weights.path)
     params = {name: jax.tree.map(_float32, part) for name, part in found.items()}
     if no_decoder:
         params["decoder"] = backbone.init(key)["decoder"]
-    report = Report(
-        path=weights.path,
-        digest=weights.digest,
-        loaded=list(renaming.loaded),
-        initialised=missing,
-        left_out=list(renaming.left_out),
-        notes=list(renaming.notes),
-    )
-    return params, report
+    told = {"loaded": renaming.loaded, "left_out": renaming.left_out, "notes": renaming.notes}
+    return params, Report(weights.path, weights.digest, initialised=missing, **told)
 
 
-def _check_values(flat: dict[str, Any], expected: dict[str, Any], path: str) -> None:
-    """Every array has a place, its shape, and finite values."""
+def load_classifier(weights: Weights, backbone, classes: int) -> Params:
+    """The parameters of a fine-tuned model: each is filled exactly, or it stops.
+
+    Args:
+        weights: from `open_weights`. A decoder in the file is ignored.
+        backbone: `models.interface.Backbone`, made from the settings of these weights.
+        classes: how many outputs the head must have.
+
+    Returns:
+        `{"encoder", "head"}` of float32 arrays.
+
+    Raises:
+        UserError: no head; names the tensors that are missing, of another shape, unknown or not
+            finite.
+    """
+    found, renaming = _rename(weights, backbone, head=True)
+    if "head" not in found:
+        raise UserError(
+            f"{weights.path}: no classifier head in it; give the weights of a fine-tuned model"
+        )
+    if renaming.notes:
+        # Fine-tuning adapts to resized positions; here they would silently change predictions.
+        raise UserError(f"{weights.path}: {renaming.notes[0]}: not the image size of config.json")
+    fresh = lambda key: backbone.add_head(backbone.init(key), classes, key)
+    expected = jax.eval_shape(fresh, jax.random.key(0))
+    _refuse_unfilled(_check_values(found, expected, weights.path), renaming, weights.path)
+    return jax.tree.map(_float32, found)
+
+
+def _rename(weights: Weights, backbone, head: bool) -> tuple[dict[str, Any], Any]:
+    """The backbone's `from_torch`: params, and what was `loaded`, `left_out` and `missing`."""
+    try:
+        return backbone.from_torch(weights.tensors, head=head)
+    except UserError as error:
+        raise UserError(f"{weights.path}: {error}") from None
+
+
+def _refuse_unfilled(unfilled: list[str], renaming: Any, path: str) -> None:
+    if unfilled:
+        names = [name for ours in unfilled for name in renaming.missing.get(ours, [ours])]
+        raise UserError(f"{path} lacks {some(names)}")
+
+
+def _check_values(found: Any, model: Any, path: str) -> list[str]:
+    """Every array has a place, its shape, and finite values; returns what is not filled."""
+    flat, expected = checkpoint.flatten(found), checkpoint.flatten(model)
     unknown = [name for name in flat if name not in expected]
     if unknown:
         raise UserError(f"{path}: the model has no parameter {some(unknown)}")
@@ -164,6 +192,7 @@ def _check_values(flat: dict[str, Any], expected: dict[str, Any], path: str) -> 
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
     if broken:
         raise UserError(f"{path}: NaN or infinite values in {some(broken)}")
+    return [name for name in expected if name not in flat]
 
 
 def _from_hub(weights: str, revision: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_vit
 
-from sdfp.models import vit_mae, vit_weights
+from sdfp.models import vit_config, vit_mae
 
 FILE = Path(__file__).parent / "golden" / "vit_mae.npz"
 
@@ -28,7 +28,7 @@ def under(golden, prefix):
 @pytest.fixture(scope="module")
 def ours(golden):
     """What we compute from the same weights, images and noise."""
-    settings = vit_weights.read_config(tiny_vit.settings(), json.loads(golden["config"].item()), {})
+    settings = vit_config.read_config(tiny_vit.settings(), json.loads(golden["config"].item()), {})
     backbone = vit_mae.make(settings, jnp.float32)
     weights = under(golden, "weight/")
     params, renaming = backbone.from_torch(weights)

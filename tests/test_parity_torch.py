@@ -12,7 +12,7 @@ import safetensors.numpy
 import tiny_vit
 
 from sdfp import losses, pretrained
-from sdfp.models import registry, vit_mae, vit_positions, vit_weights
+from sdfp.models import registry, vit_config, vit_mae, vit_positions, vit_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -311,14 +311,13 @@ def test_original_sizes_are_read_from_the_shapes():
     original = original_names(vit_weights.to_torch(zeros, settings), settings)
     shapes = {name: value.shape for name, value in original.items()}
     changes = {"depth": 1, "dim": 16, "heads": 2, "mlp_dim": 8, "decoder_mlp_dim": 4}
-    assert (
-        vit_weights.read_config(dataclasses.replace(settings, **changes), None, shapes) == settings
-    )
+    other = dataclasses.replace(settings, **changes)
+    assert vit_config.read_config(other, None, shapes) == settings
 
 
 def test_config_of_a_plain_vit_leaves_the_decoder_alone():
     settings = tiny_vit.settings()
     config = make_config(transformers.ViTConfig, tiny_vit.settings(depth=4, dim=24))
     entries = json.loads(config.to_json_string(use_diff=False))
-    read = vit_weights.read_config(settings, entries, {})
+    read = vit_config.read_config(settings, entries, {})
     assert read == dataclasses.replace(settings, depth=4, dim=24)

@@ -14,14 +14,17 @@ import safetensors.numpy
 import tiny_vit
 from test_pretrained import CONFIG
 
-from sdfp import checkpoint
+from sdfp import checkpoint, config
+from sdfp.data.registry import DATASETS
+from sdfp.methods.registry import METHODS
 from sdfp.models import vit_mae
+from sdfp.models.registry import BACKBONES
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(workdir, config, *overrides, **environment):
-    arguments = [f"--config={config}", f"--workdir={workdir}", *overrides]
+def run(workdir, file, *overrides, **environment):
+    arguments = [f"--config={file}", f"--workdir={workdir}", *overrides]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "sdfp.main", *arguments],
         cwd=ROOT,
@@ -74,6 +77,31 @@ def test_vit_cub(tmp_path, real_data):
     check(tmp_path / "work", output, results)
     counts = results["data"]["counts"]
     assert (counts["train"], counts["test"], results["data"]["classes"]) == (1500, 1389, 50)
+
+
+@pytest.mark.real_data
+def test_vit_cifar100(tmp_path, real_data):
+    """Its images are enlarged within the step, and the label budget is cut."""
+    folder = real_data / "images/cifar100_subset"
+    where = (f"--config.data.dir={folder}", "--config.data.image_size=40")
+    more = ("--config.model.image_size=40", "--config.methods=self_distillation")
+    output, results = run(tmp_path, "configs/vit_cifar100.py:smoke", *where, *more)
+    counts = results["data"]["counts"]
+    assert (counts["train"], counts["unlabelled"], counts["test"]) == (1000, 1000, 5000)
+    assert "5000 train and 5000 test images were found, the whole has 50000 and 10000" in output
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "configs").glob("vit_*.py")))
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+def test_configs_are_whole(file, variant):
+    values = config.read(f"{ROOT}/configs/{file}{variant}")
+    families = {name: family.settings for name, family in BACKBONES.items()}
+    methods = {name: method.settings for name, method in METHODS.items()}
+    settings = config.parse(values, families, methods)
+    assert settings.data.name == file[4:-3].replace("folder", "image_folder")
+    assert settings.data.name in DATASETS
+    assert settings.data.image_size == settings.model.image_size == (32 if variant else 224)
+    assert settings.stages.finetune.steps == (2 if variant else 10_000)
 
 
 def test_everything_that_can_be_switched(tmp_path):

@@ -13,7 +13,7 @@ from sdfp.train import loop, stage, step
 
 KEY = jax.random.key(3)
 ORDER_SEED = 5
-PREPARE = images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
+PREPARE = images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2), 16)
 
 
 def recipe(config, **changes) -> Recipe:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import tqdm
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sdfp.data import decode
 from sdfp.types import UserError
@@ -156,12 +156,14 @@ def _decode_into(images: np.ndarray, sources: Sequence[Path | Record]) -> dict[i
 
     def one(row: int) -> str | None:
         data = _read(sources[row])
-        if data is None:
-            return "no such file"
+        if not data:
+            return "no such file" if data is None else "an empty file"
         try:
             images[row] = decode.decode(data, images.shape[1], images.shape[3])
         except MemoryError:  # this machine's fault, not the file's
             raise
+        except UnidentifiedImageError:  # its message names an object, not the file
+            return "not an image, or in a format that PIL does not read"
         except Exception as error:  # any kind: see decode.decode
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return None

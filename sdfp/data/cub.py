@@ -1,20 +1,32 @@
 """CUB-200-2011 (Wah et al., 2011): 5,994 training and 5,794 test photos of 200 birds.
 
-Reads the original layout, or a subset of it with the same files (only the classes that occur
-are counted then), or the data set `caltech_birds2011` that TensorFlow Datasets prepared. Both
-sources list the same bytes in the same order under the same ids.
+Reads the original layout, or a subset of it with the same files, or the data set
+`caltech_birds2011` that TensorFlow Datasets prepared. Both list the same bytes in the same order
+under the same ids.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp.data import cache, images
-from sdfp.data.interface import Dataset
+from sdfp.data import images, layout, tfds
+from sdfp.data.interface import Dataset, Download
 from sdfp.settings import Data
 from sdfp.types import UserError
 
-PAGE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
-LAYOUT = "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/"
+PUBLISHED = (5994, 5794)
+ABOUT = (
+    "CUB_200_2011 holds images.txt, image_class_labels.txt, train_test_split.txt, classes.txt "
+    "and images/; get it with `python -m sdfp.data.fetch cub --dir DIR` or from "
+    "https://www.vision.caltech.edu/datasets/cub_200_2011/"
+)
+DOWNLOADS = (
+    Download(
+        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
+        1_150_585_339,
+        "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+        "CUB_200_2011.tgz",
+    ),
+)
 
 
 class Annotation(NamedTuple):
@@ -43,13 +55,11 @@ def load(settings: Data) -> Dataset:
 
 def from_files(folder: str) -> images.Listing:
     """Lists the original layout; see `load`."""
-    root = _find(folder)
+    root = layout.find(folder, "CUB_200_2011", "images.txt", ABOUT)
     annotations, names = parse(root)
-    return _listing(
-        [(a.path, a.class_id, a.train, root / "images" / a.path) for a in annotations],
-        names,
-        f"CUB-200-2011 files in {root}",
-    )
+    rows = [layout.Row(a.path, a.class_id, a.train, root / "images" / a.path) for a in annotations]
+    source = f"CUB-200-2011 files in {root}"
+    return layout.listing(rows, names, source=source, published=PUBLISHED)
 
 
 def parse(root: Path) -> tuple[list[Annotation], dict[int, str]]:
@@ -74,67 +84,13 @@ def parse(root: Path) -> tuple[list[Annotation], dict[int, str]]:
     return [Annotation(p, labels[i], train[i] == 1) for i, p in paths.items()], names
 
 
-def from_tfds(data_dir: str) -> images.Listing:
-    """Lists the prepared TFDS data set `caltech_birds2011`, without tensorflow; see `load`."""
-    rows, names = [], {}
-    for split in ("train", "test"):
-        source = _open_tfds(split, data_dir)
-        home = f"{source.dataset_info.data_dir} {split}"
-        # TFDS's class names are "0" to "199": the real ones are the folders in the file names.
-        for number in range(len(source)):
-            record = source[number]
-            path = "/".join(record["image/filename"].decode().split("/")[-2:])
-            class_id = int(record["label"]) + 1
-            names[class_id] = path.split("/")[0]
-            read = lambda source=source, number=number: source[number]["image"]
-            stamp = f"{home} {number} {len(record['image'])}"
-            rows.append((path, class_id, split == "train", cache.Record(read, stamp)))
-    return _listing(rows, names, f"TFDS {source.dataset_info.full_name} in {home.split()[0]}")
-
-
-def _listing(rows: list[tuple], names: dict[int, str], source: str) -> images.Listing:
-    # Sorted by path: the files are, nearly, and TFDS shuffles its records.
-    rows = sorted(rows, key=lambda row: row[0])
-    occurring = sorted({class_id for _, class_id, _, _ in rows})
-    label = {class_id: position for position, class_id in enumerate(occurring)}
-    parts: dict[bool, list[images.Example]] = {True: [], False: []}
-    for path, class_id, is_train, where in rows:
-        parts[is_train].append(images.Example(where, label[class_id], path))
-    return images.Listing(
-        train=parts[True],
-        test=parts[False] or None,
-        class_names=tuple(names[class_id] for class_id in occurring),
-        source=source,
-    )
-
-
-def _find(folder: str) -> Path:
-    if folder:
-        given = Path(folder).expanduser()
-        for root in (given / "CUB_200_2011", given):
-            if (root / "images.txt").is_file():
-                return root
-    looked = f"neither {folder}/CUB_200_2011 nor {folder} is one" if folder else "none is given"
-    raise UserError(
-        f"no CUB-200-2011 folder: {looked} (it holds {LAYOUT}); set --config.data.dir, download "
-        f"CUB_200_2011.tgz from {PAGE}"
-    )
-
-
 def _column(file: Path, convert: type = str) -> dict[int, Any]:
     """A file of lines "<id> <value>" -> {id: value}."""
     values = {}
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {file}: {error.strerror}; a CUB-200-2011 folder holds {LAYOUT}, "
-            f"see {PAGE}"
-        ) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in layout.lines(file):
         try:
             key, value = line.split(maxsplit=1)
-            values[int(key)] = convert(value.strip())
+            values[int(key)] = convert(value)
         except ValueError as error:
             raise UserError(
                 f"{file}, line {number}: expected '<id> <value>', got {line!r}"
@@ -142,29 +98,16 @@ def _column(file: Path, convert: type = str) -> dict[int, Any]:
     return values
 
 
-def _open_tfds(split: str, data_dir: str) -> Any:
-    """A sequence of records whose images are still encoded; they are decoded with all others."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            "--config.data.source=tfds needs: pip install tensorflow-datasets array_record"
-        ) from error
-    skip = tfds.decode.SkipDecoding()
-    where = str(Path(data_dir).expanduser()) if data_dir else None
-    try:
-        return tfds.data_source(
-            "caltech_birds2011",
-            split=split,
-            data_dir=where,
-            download=False,
-            decoders={"image": skip, "segmentation_mask": skip},
-        )
-    # What TFDS raises where nothing is prepared is a NotImplementedError about TFRecord files.
-    except (NotImplementedError, AssertionError, OSError, ValueError) as error:
-        raise UserError(
-            f"TFDS has no caltech_birds2011 as array_record in {where or '~/tensorflow_datasets'}: "
-            "prepare it once, on a machine with network, tensorflow and opencv-python, with `tfds "
-            "build caltech_birds2011 --file_format=array_record --data_dir=<dir>`, then set "
-            "--config.data.dir=<dir>; reading it needs none of the three"
-        ) from error
+def from_tfds(data_dir: str) -> images.Listing:
+    """Lists the prepared TFDS data set `caltech_birds2011`; see `load`."""
+    rows, names, source = [], {}, ""
+    for split in ("train", "test"):
+        examples, source, _ = tfds.read("caltech_birds2011", split, data_dir, "segmentation_mask")
+        for features, image in examples:
+            # TFDS's class names are "0" to "199": the real ones are the folders of the files.
+            path = "/".join(features["image/filename"].decode().split("/")[-2:])
+            class_id = int(features["label"]) + 1
+            names[class_id] = path.split("/")[0]
+            rows.append(layout.Row(path, class_id, split == "train", image))
+    names = dict(sorted(names.items()))
+    return layout.listing(rows, names, source=source, published=PUBLISHED)

@@ -55,7 +55,7 @@ def list_folder(folder: str) -> images.Listing:
             "train/<class>/*.jpg, <class>/*.jpg, train.csv, or *.jpg without labels"
         )
     labelled = _labelled(root)
-    extra = _images_in(root / UNLABELLED)
+    extra = images_in(root / UNLABELLED)
     if (root / UNLABELLED).is_dir() and not extra:
         raise UserError(f"{root / UNLABELLED} holds no images ({' '.join(SUFFIXES)})")
     unlabelled = [_example(root, path, None) for path in extra]
@@ -79,11 +79,11 @@ def _labelled(root: Path) -> Files:
     if csvs["train"]:
         return {split: _read_csv(root, file) for split, file in csvs.items() if file}
     if folders["train"]:
-        return {split: _read_classes(path) for split, path in folders.items() if path}
+        return {split: read_classes(path) for split, path in folders.items() if path}
     if alone := [path for path in (*csvs.values(), *folders.values()) if path]:
         raise UserError(f"{alone[0]} is there, but neither {root}/train nor {root}/train.csv")
     # Without any class folder, loose images are images without labels, not a fault.
-    return {"train": _read_classes(root)} if _subfolders(root) else {}
+    return {"train": read_classes(root)} if _subfolders(root) else {}
 
 
 def _one_of(paths: list[Path]) -> Path | None:
@@ -93,7 +93,13 @@ def _one_of(paths: list[Path]) -> Path | None:
     return found[0] if found else None
 
 
-def _read_classes(folder: Path) -> list[tuple[Path, str]]:
+def read_classes(folder: Path) -> list[tuple[Path, str]]:
+    """The images of `folder`/<class>/** with the names of their classes, in a fixed order.
+
+    Raises:
+      UserError: an image beside the class folders, an empty class folder, or one that is named
+        like a split.
+    """
     if loose := _loose(folder):
         raise UserError(f"{loose[0]} is in no class folder: expected {folder}/<class>/<image>")
     files = []
@@ -103,7 +109,7 @@ def _read_classes(folder: Path) -> list[tuple[Path, str]]:
                 f"{class_folder} looks like a split, not a class: splits are called train, test "
                 "and validation (or val), in lower case"
             )
-        found = _images_in(class_folder)
+        found = images_in(class_folder)
         if not found:
             raise UserError(
                 f"the class folder {class_folder} holds no images ({' '.join(SUFFIXES)}): fill it "
@@ -113,31 +119,38 @@ def _read_classes(folder: Path) -> list[tuple[Path, str]]:
     return files
 
 
-def _read_csv(root: Path, file: Path) -> list[tuple[Path, str]]:
+def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """The values of some columns of a CSV file, each row with "file, line n" for messages.
+
+    Raises:
+      UserError: not a CSV file in UTF-8, a column or a value is missing.
+    """
+    found = []
     try:
-        return _read_rows(root, file)
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            rows = csv.DictReader(opened, skipinitialspace=True)
+            missing = set(columns) - set(rows.fieldnames or ())
+            if missing:
+                raise UserError(f"{file}, line 1: no column {' and '.join(sorted(missing))}")
+            for row in rows:
+                where, values = f"{file}, line {rows.line_num}", [row[name] for name in columns]
+                if not all(value and value.strip() for value in values):
+                    raise UserError(f"{where}: empty {' or '.join(columns)}")
+                found.append((where, [value.strip() for value in values]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: not a CSV file in UTF-8 ({error}): save it as one") from None
+    return found
 
 
-def _read_rows(root: Path, file: Path) -> list[tuple[Path, str]]:
+def _read_csv(root: Path, file: Path) -> list[tuple[Path, str]]:
     files = {}
-    # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        rows = csv.DictReader(opened, skipinitialspace=True)
-        missing = {"path", "label"} - set(rows.fieldnames or ())
-        if missing:
-            raise UserError(f"{file}, line 1: no column {' and '.join(sorted(missing))}")
-        for row in rows:
-            where = f"{file}, line {rows.line_num}"
-            path, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-            if not path or not label:
-                raise UserError(f"{where}: empty path or label")
-            if Path(path).is_absolute() or not (root / path).is_file():
-                raise UserError(f"{where}: no file {path} in {root}")
-            if root / path in files:
-                raise UserError(f"{where}: {path} stands in this file twice")
-            files[root / path] = label
+    for where, (path, label) in csv_rows(file, ("path", "label")):
+        if Path(path).is_absolute() or not (root / path).is_file():
+            raise UserError(f"{where}: no file {path} in {root}")
+        if root / path in files:
+            raise UserError(f"{where}: {path} stands in this file twice")
+        files[root / path] = label
     return list(files.items())
 
 
@@ -184,10 +197,23 @@ def _subfolders(folder: Path) -> list[Path]:
     )
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """The images at any depth below `folder`, sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+def images_in(folder: Path) -> list[Path]:
+    """The images at any depth below `folder`, sorted. A missing folder holds none.
+
+    Raises:
+      UserError: a folder that cannot be read, or a link to a folder that holds it.
+    """
+    found, walked = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        if (real := os.path.realpath(parent)) in walked:
+            raise UserError(f"{parent} is a link to a folder that is read already: remove it")
+        walked.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if _is_image(name)]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    # os.walk would leave an unreadable folder out, without a word.
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f"cannot read {error.filename}: {error.strerror}")

@@ -35,6 +35,8 @@ class Listing(NamedTuple):
     validation: list[Example] | None = None
     unlabelled: list[Example] | None = None
     """Images for the pre-training stages; None: those of `train`."""
+    published: tuple[int, int] | None = None
+    """How many training and test images the whole data set has, where that is known."""
 
 
 def assemble(listing: Listing, settings: Data) -> Dataset:
@@ -68,7 +70,13 @@ def assemble(listing: Listing, settings: Data) -> Dataset:
         cut[name] = _split(decoded.images[low:high], kept)
         start += len(part)
     notes = {"source": listing.source, "broken": broken, "cache": decoded.file}
-    return assemble_arrays(settings=settings, class_names=listing.class_names, notes=notes, **cut)
+    return assemble_arrays(
+        settings=settings,
+        class_names=listing.class_names,
+        notes=notes,
+        published=listing.published,
+        **cut,
+    )
 
 
 def assemble_arrays(
@@ -80,6 +88,7 @@ def assemble_arrays(
     validation: Split | None = None,
     unlabelled: Split | None = None,
     notes: dict,
+    published: tuple[int, int] | None = None,
 ) -> Dataset:
     """Cuts test, validation and label budget from `train`, as far as they are not given.
 
@@ -90,16 +99,19 @@ def assemble_arrays(
     one object); its own unlabelled images are used as they are.
 
     Args:
-      train, test, validation, unlabelled: `image` uint8 [n, image_size, image_size, channels].
+      train, test, validation, unlabelled: `image` uint8 [n, side, side, channels]; any other
+        side than `settings.image_size` is resized to that within the compiled step.
       settings: `mean` and `std` have one value per channel, for pixels scaled to 0..1.
       class_names: by label; empty where `train` has no labels.
       notes: goes to results.json, with the counts added.
+      published: how many training and test images the whole data set has, where that is known.
 
     Raises:
       UserError: no image left, fewer than two classes, a class without training examples, a
         label out of range, a budget that cannot be met, no test split and no way to make one,
         or a fraction for a split that the data set has.
     """
+    whole = (len(train), len(test) if test else 0)
     own = [name for name, split in [("test", test), ("validation", validation)] if split]
     if not len(train):
         raise UserError(f"no image to train on in {notes['source']}")
@@ -122,26 +134,40 @@ def assemble_arrays(
             "counts": {name: len(split) if split else 0 for name, split in parts.items()},
             "classes": len(class_names),
             "own_splits": own,
+            "found": whole,
+            "published": published or whole,
             "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
             "test_images_in_train": _shared_images(train, test) if test else 0,
         },
-        prepare=make_prepare(settings.mean, settings.std),
+        prepare=make_prepare(settings.mean, settings.std, settings.image_size),
         to_pixels=make_to_pixels(settings.mean, settings.std),
+        input={
+            "kind": "image",
+            "image_size": settings.image_size,
+            "channels": settings.channels,
+            "mean": list(settings.mean),
+            "std": list(settings.std),
+        },
     )
 
 
-def make_prepare(mean: Sequence[float], std: Sequence[float]) -> Callable:
+def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -> Callable:
     """`prepare(batch, key, augment) -> batch`, for use inside the compiled step.
 
     `batch["image"]` uint8 [n, height, width, channels] becomes float32 `(image / 255 - mean) /
-    std`; the other entries are kept. `augment` is static: True flips each image left to right
-    with probability 1/2, drawn from (key, batch["index"]), so that neither the place in the
-    batch nor the number of devices changes it.
+    std` [n, image_size, image_size, channels]; the other entries are kept. Another size is resized
+    like in decode.py: bilinear, averaging when it shrinks, to whole pixel values. `augment` is
+    static: True flips each image left to right with probability 1/2, drawn from (key,
+    batch["index"]), so that neither the place in the batch nor the number of devices changes it.
     """
     mean_, std_ = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
 
     def prepare(batch: Batch, key: Key, augment: bool) -> Batch:
-        image = (batch["image"].astype(jnp.float32) / 255 - mean_) / std_
+        image = batch["image"].astype(jnp.float32)
+        if image.shape[1:3] != (image_size, image_size):
+            shape = (image.shape[0], image_size, image_size, image.shape[3])
+            image = jnp.round(jax.image.resize(image, shape, "bilinear"))
+        image = (image / 255 - mean_) / std_
         if augment:
             heads = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i))
             flip = jax.vmap(heads)(batch["index"])

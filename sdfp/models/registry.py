@@ -1,7 +1,14 @@
 """The model families by the name that `config.model.name` gives."""
 
-from sdfp.models import interface, vit_mae
+from sdfp.models import interface, vit_export, vit_mae
 
 BACKBONES: dict[str, interface.Family] = {
-    "vit_mae": interface.Family(vit_mae.Settings, vit_mae.make, vit_mae.read_config),
+    "vit_mae": interface.Family(
+        settings=vit_mae.Settings,
+        make=vit_mae.make,
+        read_config=vit_mae.read_config,
+        model_types=("vit_mae", "vit"),
+        export=vit_export.export,
+        describe=vit_export.describe,
+    ),
 }

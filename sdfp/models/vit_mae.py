@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from sdfp import losses
-from sdfp.models import interface, vit_modules, vit_weights
+from sdfp.models import interface, vit_config, vit_modules, vit_weights
 
 Settings = vit_modules.Settings
-read_config = vit_weights.read_config
+read_config = vit_config.read_config
 
 
 class Mask(NamedTuple):

@@ -2,22 +2,23 @@
 
 Four spellings are read: the hub's files, what transformers 5 has in memory, what its
 `save_pretrained` writes (the decoder's blocks are named differently there), and the original
-MAE repository's. The hub's is written: every version of transformers reads it.
+MAE repository's, which timm shares. The hub's is written (every version of transformers reads
+it), and timm's.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from sdfp.models import vit_positions
+from sdfp.models import vit_config, vit_positions
 from sdfp.models.vit_modules import Settings
 from sdfp.types import UserError, some
 
-# Ours: (the hub's, other spellings ...). The first name is written, all are read.
+# Ours: (the hub's, other spellings ..., the original repository's and timm's). All are read, the
+# first is written by `to_torch`, the last by `to_timm`.
 SINGLE = {
     "encoder/cls_token": ("vit.embeddings.cls_token", "cls_token"),
     "encoder/pos_embed": ("vit.embeddings.position_embeddings", "pos_embed"),
@@ -28,7 +29,7 @@ SINGLE = {
     "decoder/pos_embed": ("decoder.decoder_pos_embed", "decoder_pos_embed"),
     "decoder/norm": ("decoder.decoder_norm", "decoder_norm"),
     "decoder/pred": ("decoder.decoder_pred", "decoder_pred"),
-    "head": ("classifier",),
+    "head": ("classifier", "head"),
 }
 STACK = {
     "encoder/blocks": ("vit.encoder.layer", "vit.layers", "blocks"),
@@ -44,8 +45,6 @@ IN_BLOCK = {
     "mlp_in": ("intermediate.dense", "mlp.fc1"),
     "mlp_out": ("output.dense", "mlp.fc2"),
 }
-# The original repository's sizes: heads cannot be read from the shapes.
-HEADS_OF_WIDTH = {768: 12, 1024: 16, 1280: 16}
 
 
 class Renaming(NamedTuple):
@@ -67,30 +66,34 @@ class Slot(NamedTuple):
     names: list[str]
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], settings: Settings) -> tuple[dict, Renaming]:
+def from_torch(
+    tensors: Mapping[str, np.ndarray], settings: Settings, head: bool = False
+) -> tuple[dict, Renaming]:
     """Renames PyTorch tensors, transposes kernels, stacks layers, resizes position embeddings.
 
     Args:
         tensors: arrays by name, in any of the four spellings; `vit.` and a leading `model.`
             or `module.` may be there or not.
         settings: the architecture.
+        head: False for pre-training and fine-tuning, which start with a fresh head: a head in
+            the file is left out. True for a classifier: a decoder in the file is left out.
 
     Returns:
-        `{"encoder", "decoder"}` of float32 arrays, without what the file does not have, and
-        a Renaming.
+        `{"encoder", "decoder"}`, with `head` `{"encoder", "head"}`, of float32 arrays, without
+        what the file does not have, and a Renaming.
 
     Raises:
         UserError: a block's tensor has no place here (more layers, another architecture), two
             tensors claim one place, position embeddings are not of a square grid.
     """
     tensors = _without_fused_projections(tensors)
-    # A head is written but not read: fine-tuning always starts with a fresh one.
-    slots = [slot for slot in _slots(settings) if slot.path[0] != "head"]
+    parts = ("encoder", "head" if head else "decoder")
+    slots = [slot for slot in _slots(settings) if slot.path[0] in parts]
     places = {name: slot for slot in slots for name in slot.names}
     found: dict[tuple, dict] = {}
     loaded, left_out = [], []
     for name, tensor in tensors.items():
-        slot = places.get(_bare(name))
+        slot = places.get(vit_config.bare(name))
         if slot is None:
             left_out.append(name)
         elif slot.layer in found.setdefault(slot.path, {}):
@@ -98,7 +101,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], settings: Settings) -> tuple[d
         else:
             found[slot.path][slot.layer] = _to_flax(slot.path, tensor, name)
             loaded.append(name)
-    strangers = [name for name in left_out if _in_a_block(_bare(name))]
+    strangers = [name for name in left_out if _in_a_block(vit_config.bare(name), parts)]
     if strangers:
         raise UserError(
             f"no place in this model for {some(strangers)}: another depth or design than "
@@ -118,93 +121,45 @@ def to_torch(params: Mapping[str, Any], settings: Settings) -> dict[str, np.ndar
         float32 arrays by name: what ViTMAEForPreTraining (with a decoder), ViTModel or
         ViTForImageClassification (with a head) of transformers loads.
     """
+    return _spelled(params, settings, 0)
+
+
+def to_timm(params: Mapping[str, Any], settings: Settings) -> dict[str, np.ndarray]:
+    """timm's names and layouts for our parameters: the original repository's, query, key and
+    value fused to attn.qkv.
+
+    Args:
+        params: `encoder` and perhaps `head` (timm knows no decoder).
+        settings: the architecture.
+
+    Returns:
+        float32 arrays by name: what a VisionTransformer of timm loads.
+    """
+    split = _spelled(params, settings, -1)
+    fused = {}
+    for name, tensor in split.items():
+        if ".attn.q." in name:
+            three = [split[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
+            fused[name.replace(".attn.q.", ".attn.qkv.")] = np.concatenate(three)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            fused[name] = tensor
+    return fused
+
+
+def _spelled(params: Mapping[str, Any], settings: Settings, spelling: int) -> dict[str, np.ndarray]:
+    """PyTorch's layouts, each tensor under its slot's name number `spelling`."""
     tensors = {}
     flat = traverse_util.flatten_dict(dict(params))
     for slot in _slots(settings):
         if slot.path[0] in params:
             leaf: Any = flat[slot.path]
             value = np.asarray(leaf if slot.layer is None else leaf[slot.layer], np.float32)
-            tensors[slot.names[0]] = _from_flax(slot.path, value, settings)
+            tensors[slot.names[spelling]] = _from_flax(slot.path, value, settings)
     return tensors
 
 
-def read_config(
-    settings: Settings, config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
-) -> Settings:
-    """The architecture of a weight file over the run's own image size, masking and dropout.
-
-    Args:
-        settings: of the run.
-        config: a Hugging Face config.json of model_type vit_mae, or vit (encoder sizes only);
-            None to read the shapes instead, possible for the original repository's names.
-        shapes: of the file's tensors, by name.
-
-    Returns:
-        Settings.
-
-    Raises:
-        UserError: another model_type or activation, a missing entry, sizes that cannot be read.
-    """
-    if config is None:
-        return replace(settings, **_sizes_from_shapes(shapes))
-    kind = config.get("model_type")
-    if kind not in ("vit_mae", "vit"):
-        raise UserError(f"config.json: model_type is {kind!r}; this backbone reads vit_mae and vit")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"config.json: hidden_act is {config['hidden_act']!r}; only gelu is known")
-    entries = {
-        "patch_size": "patch_size",
-        "channels": "num_channels",
-        "dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp_dim": "intermediate_size",
-        "layer_norm_eps": "layer_norm_eps",
-    }
-    if kind == "vit_mae":
-        for ours in ("dim", "depth", "heads", "mlp_dim"):
-            entries["decoder_" + ours] = "decoder_" + entries[ours]
-    missing = [theirs for theirs in entries.values() if theirs not in config]
-    if missing:
-        raise UserError(f"config.json: no {some(missing)}")
-    values = {ours: config[theirs] for ours, theirs in entries.items()}
-    if not isinstance(values["patch_size"], int):
-        raise UserError(f"config.json: patch_size {values['patch_size']!r} is not one number")
-    return replace(settings, qkv_bias=config.get("qkv_bias", True), **values)
-
-
-def _sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Sizes from a file with the original repository's names."""
-    bare = {_bare(name): tuple(shape) for name, shape in shapes.items()}
-    try:
-        dim, channels, patch_size, _ = bare["patch_embed.proj.weight"]
-        sizes = {
-            "patch_size": patch_size,
-            "channels": channels,
-            "dim": dim,
-            "depth": _depth(bare, "blocks"),
-            "heads": HEADS_OF_WIDTH[dim],
-            "mlp_dim": bare["blocks.0.mlp.fc1.weight"][0],
-            "layer_norm_eps": 1e-6,
-            "qkv_bias": "blocks.0.attn.qkv.bias" in bare,
-        }
-    except (KeyError, ValueError):
-        raise UserError("no config.json, sizes unreadable: put it beside the weights") from None
-    if "decoder_blocks.0.mlp.fc1.weight" in bare and "decoder_embed.weight" in bare:
-        sizes["decoder_dim"] = bare["decoder_embed.weight"][0]
-        sizes["decoder_depth"] = _depth(bare, "decoder_blocks")
-        sizes["decoder_heads"] = 16
-        sizes["decoder_mlp_dim"] = bare["decoder_blocks.0.mlp.fc1.weight"][0]
-    return sizes
-
-
-def _depth(names: Mapping[str, Any], stack: str) -> int:
-    """Number of blocks in a stack, from the names."""
-    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith(f"{stack}."))
-
-
 def _slots(settings: Settings) -> Iterator[Slot]:
-    """Every tensor of the architecture with all its spellings, the hub's first."""
+    """Every tensor of the architecture with all its spellings: the hub's first, timm's last."""
     for ours, names in SINGLE.items():
         yield from _leaves(tuple(ours.split("/")), None, names)
     depths = {"encoder": settings.depth, "decoder": settings.decoder_depth}
@@ -221,7 +176,8 @@ def _slots(settings: Settings) -> Iterator[Slot]:
 
 def _leaves(path: tuple[str, ...], layer: int | None, names) -> Iterator[Slot]:
     """The slots of one module: weight and bias, or the parameter itself."""
-    names = [*names, *(name.removeprefix("vit.") for name in names if name.startswith("vit."))]
+    bare = [name.removeprefix("vit.") for name in names if name.startswith("vit.")]
+    names = [names[0], *bare, *names[1:]]
     if path[-1] in ("cls_token", "pos_embed", "mask_token"):
         yield Slot(path, layer, names)
         return
@@ -230,14 +186,9 @@ def _leaves(path: tuple[str, ...], layer: int | None, names) -> Iterator[Slot]:
     yield Slot((*path, "bias"), layer, [f"{name}.bias" for name in names])
 
 
-def _bare(name: str) -> str:
-    """A name without the prefixes that training scripts put before it."""
-    return name.removeprefix("module.").removeprefix("model.")
-
-
-def _in_a_block(name: str) -> bool:
-    """Whether a tensor belongs to a transformer block, where nothing may be left out."""
-    stacks = [stack for spellings in STACK.values() for stack in spellings]
+def _in_a_block(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a tensor belongs to a transformer block of `parts`, where all must have a place."""
+    stacks = [s for ours, spelled in STACK.items() if ours.split("/")[0] in parts for s in spelled]
     return any(name.startswith((f"{s}.", f"{s.removeprefix('vit.')}.")) for s in stacks)
 
 

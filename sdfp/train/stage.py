@@ -1,7 +1,5 @@
-"""One training stage: its identity, its checkpoints, and what it leaves."""
+"""One training stage: from its identity to the parameters that it leaves."""
 
-import hashlib
-import json
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,6 +18,7 @@ from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
 from sdfp.train import loop, step
+from sdfp.train.kept import Outcome, keep
 from sdfp.types import LossFn, Params, UserError
 
 
@@ -41,6 +40,8 @@ class Stage(NamedTuple):
     stream: str
     identity: Mapping[str, Any]
     """Settings beyond the recipe that change the result: model, data, precision, ..."""
+    card: Mapping[str, Any]
+    """How to use the result elsewhere, see `kept.keep`."""
     frozen: Any = None
     per_example: Callable | None = None
     weights: Mapping[str, float] = {}
@@ -52,20 +53,6 @@ class Place(NamedTuple):
     workdir: Path
     devices: Devices
     run: Run
-
-
-class Outcome(NamedTuple):
-    """What a finished stage left."""
-
-    params: Params
-    record: dict[str, Any]
-    """For results.json: key, name, steps, seconds and examples_per_second (compilation and
-    checkpoints included), and digests: init_digest of what the stage started from,
-    teacher_digest of its teacher (the encoder_digest of an earlier stage), digest of all its
-    parameters."""
-    directory: Path
-    new: bool
-    """Whether this run made it, or an earlier one."""
 
 
 def full_identity(stage: Stage) -> dict[str, Any]:
@@ -84,16 +71,6 @@ def full_identity(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_dotted(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def run_stage(stage: Stage, place: Place) -> Outcome:
     """Trains a stage, or goes on with it, or reads it, if this work directory has it.
 
@@ -101,59 +78,15 @@ def run_stage(stage: Stage, place: Place) -> Outcome:
         UserError: the directory holds this stage with other settings, a checkpoint is
             damaged, or the loss is not finite.
     """
-    outcome = keep(stage.name, full_identity(stage), place, partial(_train, stage, place))
+    outcome = keep(
+        place.workdir,
+        stage.name,
+        full_identity(stage),
+        stage.card,
+        partial(_train, stage, place),
+    )
     checkpoint.drop_steps(outcome.directory)
     return outcome
-
-
-def keep(name: str, identity: Mapping[str, Any], place: Place, make: Callable) -> Outcome:
-    """Reads the finished parameters of this name, or makes and saves them.
-
-    Args:
-        identity: all that changes them; its hash is the key.
-        make: (directory) -> (parameters on the host, facts for the record).
-
-    Raises:
-        UserError: made with another identity, or damaged.
-    """
-    directory = place.workdir / "stages" / name
-    final = directory / "final"
-    flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
-    _claim(directory, flat)
-    new = not checkpoint.exists(final)
-    if not new:
-        report.say(f"{name}: finished, verified and read")
-    else:
-        params, facts = make(directory)
-        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
-        checkpoint.save(final, params, {"key": key, "name": name, **facts})
-    return _read(final, directory, new)
-
-
-def _read(final: Path, directory: Path, new: bool) -> Outcome:
-    try:
-        params, facts = checkpoint.restore(final)
-    except checkpoint.DamagedCheckpoint as error:
-        raise UserError(f"{error}. Delete {directory} to train this stage again") from error
-    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
-
-
-def _claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Writes the identity of a new stage; refuses a directory that holds another one."""
-    path = directory / "identity.json"
-    if not path.exists():
-        checkpoint.write_json(path, identity)
-        return
-    known = json.loads(path.read_text())
-    different = [key for key in sorted({*known, *identity}) if known.get(key) != identity.get(key)]
-    if different:
-        told = ", ".join(
-            f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different
-        )
-        raise UserError(
-            f"{directory} was made with other settings: {told}. Use another --workdir, or delete "
-            "this folder to make the stage again"
-        )
 
 
 @lru_cache

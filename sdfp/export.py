@@ -1,0 +1,51 @@
+"""A trained model as a folder that transformers and timm load:
+
+    python -m sdfp.export --workdir runs/digits --stage finetune/self_distillation/seed_0 --out DIR
+
+A masked stage becomes a ViTMAEForPreTraining, a fine-tuned one a ViTForImageClassification with
+label names and image processor. DIR/timm is the encoder (and head) for timm. `config.init.weights`
+and `sdfp.predict --model` read the folder too.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdfp import cli, hub_folder, report, trained
+
+
+def export(workdir: Path, stage: str, out: Path) -> None:
+    """Writes the folder.
+
+    Raises:
+        UserError: no such stage, or `out` is not empty or cannot be written.
+    """
+    model = trained.open_stage(workdir, stage)
+    files = model.family.export(model.params, model.card)
+    hub_folder.write_folder(out, files)
+    kind = files["config.json"]["architectures"][0]
+    report.say(f"{out}: {stage} as {kind}: transformers.{kind}.from_pretrained({str(out)!r})")
+    if "timm/config.json" in files:
+        folder = out.absolute() / "timm"
+        report.say(f"  timm.create_model('local-dir:{folder}', pretrained=True)")
+    else:
+        report.say("  no folder for timm: it cannot set this model's layer_norm_eps")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sdfp.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--stage", required=True, help="as in results.json, e.g. further_pretrain")
+    parser.add_argument("--out", type=Path, required=True, help="the new folder")
+    given = parser.parse_args(argv)
+    return cli.exit_code(lambda: export(given.workdir.expanduser(), given.stage, given.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

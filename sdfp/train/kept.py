@@ -1,0 +1,95 @@
+"""A stage on disk: whose it is, whether it is finished, and its parameters."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdfp import checkpoint, report
+from sdfp.types import Params, UserError
+
+MODEL = "model.json"
+
+
+class Outcome(NamedTuple):
+    """What a finished stage left."""
+
+    params: Params
+    record: dict[str, Any]
+    """For results.json: key, name, steps, seconds and examples_per_second (compilation and
+    checkpoints included), and digests: init_digest of what the stage started from,
+    teacher_digest of its teacher (the encoder_digest of an earlier stage), digest of all its
+    parameters."""
+    directory: Path
+    new: bool
+    """Whether this run made it, or an earlier one."""
+
+
+def keep(
+    workdir: Path,
+    name: str,
+    identity: Mapping[str, Any],
+    card: Mapping[str, Any],
+    make: Callable,
+) -> Outcome:
+    """Reads the finished parameters of this name, or makes and saves them.
+
+    Args:
+        name: of the stage: its folder is `workdir`/stages/`name`.
+        identity: all that changes the parameters; its hash is the key.
+        card: how to use them elsewhere (`trained.to_json`), written to model.json.
+        make: (directory) -> (parameters on the host, facts for the record).
+
+    Raises:
+        UserError: made with another identity, or damaged.
+    """
+    directory = workdir / "stages" / name
+    final = directory / "final"
+    flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
+    _claim(directory, flat)
+    checkpoint.write_json(directory / MODEL, card)
+    new = not checkpoint.exists(final)
+    if not new:
+        report.say(f"{name}: finished, verified and read")
+    else:
+        params, facts = make(directory)
+        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+        checkpoint.save(final, params, {"key": key, "name": name, **facts})
+    return _read(final, directory, new)
+
+
+def _read(final: Path, directory: Path, new: bool) -> Outcome:
+    try:
+        params, facts = checkpoint.restore(final)
+    except checkpoint.DamagedCheckpoint as error:
+        raise UserError(f"{error}. Delete {directory} to train this stage again") from error
+    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
+
+
+def _claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Writes the identity of a new stage; refuses a directory that holds another one."""
+    path = directory / "identity.json"
+    if not path.exists():
+        checkpoint.write_json(path, identity)
+        return
+    known = json.loads(path.read_text())
+    different = [key for key in sorted({*known, *identity}) if known.get(key) != identity.get(key)]
+    if different:
+        told = ", ".join(
+            f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different
+        )
+        raise UserError(
+            f"{directory} was made with other settings: {told}. Use another --workdir, or delete "
+            "this folder to make the stage again"
+        )
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_dotted(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,126 @@
+"""A trained model, out of a work directory or an exported folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdfp import checkpoint, pretrained
+from sdfp.models.interface import Card, Family
+from sdfp.models.registry import BACKBONES
+from sdfp.train.kept import MODEL
+from sdfp.types import Params, UserError, one_line
+
+
+class Trained(NamedTuple):
+    """Parameters, and what it takes to use them."""
+
+    name: str
+    """What was read, for the user."""
+    family: Family
+    card: Card
+    params: Params
+    """On the host: `{"encoder", "head"}` of a classifier, else `{"encoder", "decoder"}`."""
+
+
+def to_json(family: str, card: Card) -> dict[str, Any]:
+    """What a stage keeps as model.json: a Card, and its family's name in the registry."""
+    return {
+        "family": family,
+        "settings": dataclasses.asdict(card.settings),
+        "input": card.input,
+        "class_names": list(card.class_names),
+    }
+
+
+def open_stage(workdir: Path, stage: str) -> Trained:
+    """The result of a finished stage.
+
+    Args:
+        stage: as in results.json, e.g. "further_pretrain" or "finetune/further_pretrain/seed_0".
+
+    Raises:
+        UserError: no such stage, not finished, or damaged.
+    """
+    finished = stages(workdir)
+    if stage not in finished:
+        listed = ", ".join(finished) or "none"
+        raise UserError(f"{workdir}: no finished stage {stage!r}; finished are: {listed}")
+    directory = workdir / "stages" / stage
+    try:
+        params, _ = checkpoint.restore(directory / "final")
+    except checkpoint.DamagedCheckpoint as error:
+        raise UserError(f"{one_line(error)}. Delete {directory} and run it again") from error
+    content = _read_json(directory / MODEL)
+    family = BACKBONES[content["family"]]
+    settings = family.settings(**content["settings"])
+    card = Card(settings, content["input"], tuple(content["class_names"]))
+    return Trained(str(directory), family, card, params)
+
+
+def stages(workdir: Path) -> list[str]:
+    """The finished stages of a work directory, as `open_stage` takes them.
+
+    Raises:
+        UserError: not a work directory.
+    """
+    root = workdir / "stages"
+    if not root.is_dir():
+        raise UserError(f"{workdir}: not a work directory of sdfp: it has no folder stages")
+    found = [path.parent for path in sorted(root.glob("**/final")) if checkpoint.exists(path)]
+    return [path.relative_to(root).as_posix() for path in found if (path / MODEL).exists()]
+
+
+def default_classifier(workdir: Path) -> str:
+    """The stage of a run's last method and that method's first seed.
+
+    Raises:
+        UserError: nothing is fine-tuned there.
+    """
+    tuned = [stage for stage in stages(workdir) if stage.startswith("finetune/")]
+    results = workdir / "results.json"
+    entries = _read_json(results)["results"] if results.exists() else []
+    entries = [entry for entry in entries if entry["stage"] in tuned]
+    if not entries:
+        listed = ", ".join(tuned) or "none is fine-tuned yet"
+        raise UserError(f"{workdir}: name a fine-tuned model with --stage ({listed})")
+    return next(e["stage"] for e in entries if e["method"] == entries[-1]["method"])
+
+
+def open_folder(folder: Path) -> Trained:
+    """An exported folder, or any folder in that format.
+
+    Raises:
+        UserError: not such a folder, another kind of model, or weights that do not fit.
+    """
+    files = {path.name: _read_json(path) for path in folder.glob("*config.json")}
+    kind = files.get("config.json", {}).get("model_type")
+    family = next((f for f in BACKBONES.values() if kind in f.model_types), None)
+    if family is None:
+        known = ", ".join(kind for f in BACKBONES.values() for kind in f.model_types)
+        raise UserError(f"{folder}: config.json says model_type {kind!r}, which is none of {known}")
+    try:
+        card = family.describe(files)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    backbone = family.make(card.settings, jnp.float32)
+    weights = pretrained.open_weights(str(folder))
+    if card.class_names:
+        params = pretrained.load_classifier(weights, backbone, len(card.class_names))
+    else:
+        params, _ = pretrained.load(weights, backbone, jax.random.key(0), "stop")
+    return Trained(str(folder), family, card, jax.device_get(params))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return content
