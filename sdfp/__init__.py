@@ -7,7 +7,8 @@ Where do I find ...
     a model                                 models/, one file each
     the training step, and what it reduces  train/step.py
     the loops over batches                  train/loop.py
-    a stage: identity, resume, teacher      train/stage.py
+    a stage: optimiser, teacher, resume     train/stage.py
+    a stage on disk: identity, model card   train/kept.py
     what is checked before any training     preflight.py
     theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
@@ -15,6 +16,10 @@ Where do I find ...
     devices, jit and pmap                   parallel.py, nowhere else
     Orbax                                   checkpoint.py, nowhere else
     published weights                       pretrained.py, models/vit_weights.py
+    a trained model, read again             trained.py
+    the way to transformers and timm        export.py, models/vit_export.py
+    predictions for new images              predict.py
+    downloads                               data/fetch.py
     flags                                   main.py
 """
 

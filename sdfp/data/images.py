@@ -156,7 +156,7 @@ def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -
 
     `batch["image"]` uint8 [n, height, width, channels] becomes float32 `(image / 255 - mean) /
     std` [n, image_size, image_size, channels]; the other entries are kept. Another size is resized
-    like in decode.py: bilinear, averaging when it shrinks, to whole pixel values. `augment` is
+    as PIL does in decode.py: bilinear, averaging when it shrinks, to whole pixel values. `augment` is
     static: True flips each image left to right with probability 1/2, drawn from (key,
     batch["index"]), so that neither the place in the batch nor the number of devices changes it.
     """
@@ -165,8 +165,7 @@ def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -
     def prepare(batch: Batch, key: Key, augment: bool) -> Batch:
         image = batch["image"].astype(jnp.float32)
         if image.shape[1:3] != (image_size, image_size):
-            shape = (image.shape[0], image_size, image_size, image.shape[3])
-            image = jnp.round(jax.image.resize(image, shape, "bilinear"))
+            image = _resize(image, image_size)
         image = (image / 255 - mean_) / std_
         if augment:
             heads = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i))
@@ -175,6 +174,14 @@ def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -
         return {**batch, "image": image}
 
     return prepare
+
+
+def _resize(image: jax.Array, size: int) -> jax.Array:
+    # PIL's order: width, then height, each to whole values with halves rounded up.
+    for axis in (2, 1):
+        shape = (*image.shape[:axis], size, *image.shape[axis + 1 :])
+        image = jnp.floor(jax.image.resize(image, shape, "bilinear") + 0.5)
+    return image
 
 
 def make_to_pixels(mean: Sequence[float], std: Sequence[float]) -> Callable:
