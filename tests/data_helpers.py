@@ -28,8 +28,8 @@ def settings(folder="", **changes) -> Data:
     return dataclasses.replace(DEFAULTS, dir=str(folder), **changes)
 
 
-def grey(**changes) -> Data:
-    return settings(channels=1, mean=(0.5,), std=(0.5,), **changes)
+def grey(folder="", **changes) -> Data:
+    return settings(folder, channels=1, mean=(0.5,), std=(0.5,), **changes)
 
 
 def write_image(path, value=0):

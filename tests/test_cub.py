@@ -1,10 +1,9 @@
 """CUB-200-2011: the original layout, TFDS, and the real annotation files."""
 
-import types
-
 import numpy as np
 import pytest
 from data_helpers import reds, settings, write_image
+from tfds_helpers import assert_equal_data, write_tfds
 
 from sdfp.data import cub
 from sdfp.types import UserError
@@ -47,11 +46,18 @@ def test_cub_original_layout(tmp_path, inside):
 
 def test_cub_not_found(tmp_path):
     for folder in ("", str(tmp_path)):
-        with pytest.raises(
-            UserError, match=r"no CUB-200-2011 folder: .*images\.txt.*https://"
-        ) as e:
+        with pytest.raises(UserError, match=r"^no .*config\.data\.dir.*images\.txt.*https://") as e:
             cub.load(settings(folder))
         assert "\n" not in str(e.value)
+
+
+def test_the_same_image_twice(tmp_path):
+    root = write_cub(tmp_path)
+    lines = (root / "images.txt").read_text().splitlines()
+    lines[1] = "2 " + lines[0].split()[1]  # image 1 is train, image 2 test
+    (root / "images.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"Bird_0\.jpg stands there twice \(train and test\)"):
+        cub.load(settings(root))
 
 
 @pytest.mark.parametrize(
@@ -82,51 +88,25 @@ def test_cub_images_that_are_missing_are_named(tmp_path):
         cub.load(settings(root))
 
 
-@pytest.fixture
-def prepared_tfds(tmp_path, monkeypatch):
-    """caltech_birds2011 as TFDS prepares it, from the files of `write_cub`."""
+def test_cub_from_tfds_equals_cub_from_files(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    from tensorflow_datasets.image_classification.caltech_birds import CaltechBirds2011
-
     root = write_cub(tmp_path / "CUB_200_2011")
-
-    def examples(train):
-        for number, a in enumerate(cub.parse(root)[0]):
-            if a.train == train:
-                yield (
-                    number,
-                    {
-                        "image": root / "images" / a.path,
-                        "image/filename": f"CUB_200_2011/images/{a.path}",
-                        "label": a.class_id - 1,
-                        "label_name": "bird",
-                        "bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
-                        "segmentation_mask": root / "images" / a.path,
-                    },
-                )
-
-    monkeypatch.setattr(
-        CaltechBirds2011,
-        "_split_generators",
-        lambda self, manager: {"train": examples(True), "test": examples(False)},
-    )
-    # Nothing is downloaded; TFDS's own manager would need packages that reading does not.
-    manager = types.SimpleNamespace(downloaded_size=0, download_size=0)
-    monkeypatch.setattr(CaltechBirds2011, "_make_download_manager", lambda *a, **k: manager)
-    home = tmp_path / "tfds"
-    CaltechBirds2011(data_dir=home, file_format="array_record").download_and_prepare()
-    return root, home
-
-
-def test_cub_from_tfds_equals_cub_from_files(prepared_tfds, tmp_path):
-    root, home = prepared_tfds
-    files = cub.load(settings(root))
-    tfds = cub.load(settings(home, source="tfds", cache_dir=str(tmp_path / "cache")))
-    assert tfds.fingerprint == files.fingerprint
-    assert tfds.class_names == files.class_names
-    assert tfds.test.ids == files.test.ids
-    np.testing.assert_array_equal(tfds.test.arrays["image"], files.test.arrays["image"])
-    assert "caltech_birds2011" in tfds.notes["source"]
+    splits = {"train": [], "test": []}
+    for a in cub.parse(root)[0]:
+        splits["train" if a.train else "test"].append(
+            {
+                "image": root / "images" / a.path,
+                "image/filename": f"CUB_200_2011/images/{a.path}",
+                "label": a.class_id - 1,
+                "label_name": "bird",
+                "bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+                "segmentation_mask": root / "images" / a.path,
+            }
+        )
+    write_tfds(monkeypatch, tmp_path / "tfds", "caltech_birds2011", splits)
+    data = cub.load(settings(tmp_path / "tfds", source="tfds", cache_dir=str(tmp_path / "cache")))
+    assert_equal_data(data, cub.load(settings(root)))
+    assert "caltech_birds2011" in data.notes["source"]
 
 
 def test_cub_tfds_not_prepared(tmp_path):

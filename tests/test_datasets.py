@@ -107,7 +107,7 @@ def batch_of(index, channels=3):
     return {"image": pixels[index], "index": index, "weight": np.ones(len(index), np.float32)}
 
 
-prepare = images.make_prepare(DEFAULTS.mean, DEFAULTS.std)
+prepare = images.make_prepare(DEFAULTS.mean, DEFAULTS.std, 6)
 
 
 def test_prepare_normalises_and_keeps_the_rest():
@@ -195,4 +195,12 @@ def test_photos_are_deterministic_full_contrast_and_unlabelled(monkeypatch):
 
 
 def test_registry():
-    assert set(registry.DATASETS) == {"cub", "image_folder", "digits", "sklearn_photos"}
+    """Every entry can be downloaded or says that it need not be; digests are whole."""
+    assert set(registry.DATASETS) >= {"cub", "image_folder", "digits", "sklearn_photos"}
+    for entry in registry.DATASETS.values():
+        for file in entry.downloads:
+            kind, _, digest = file.digest.partition(":")
+            assert len(digest) == {"sha256": 64, "md5": 32, "": 0}[kind]
+            assert file.size > 0
+            assert file.url.startswith(("https://", "http://"))
+    assert not {n for n, e in registry.DATASETS.items() if e.tfds and not e.downloads}
