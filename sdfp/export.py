@@ -25,12 +25,7 @@ def export(workdir: Path, stage: str, out: Path) -> None:
     files = model.family.export(model.params, model.card)
     hub_folder.write_folder(out, files)
     kind = files["config.json"]["architectures"][0]
-    report.say(f"{out}: {stage} as {kind}: transformers.{kind}.from_pretrained({str(out)!r})")
-    if "timm/config.json" in files:
-        folder = out.absolute() / "timm"
-        report.say(f"  timm.create_model('local-dir:{folder}', pretrained=True)")
-    else:
-        report.say("  no folder for timm: it cannot set this model's layer_norm_eps")
+    report.say(f"{out}: {stage} as {kind}; how to load it: {out / 'README.md'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

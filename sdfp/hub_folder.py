@@ -18,7 +18,7 @@ def write_folder(folder: Path, files: Mapping[str, Any]) -> None:
     Args:
         folder: where; not there yet, or empty.
         files: content by path below `folder`. Of *.safetensors {name: ndarray}; of *.json JSON
-            values, written in the order they have.
+            values, written in the order they have; of *.md text.
 
     Raises:
         UserError: the folder exists and is not empty, or cannot be written.
@@ -44,5 +44,7 @@ def _write(path: Path, content: Any) -> None:
     if path.suffix == ".safetensors":
         # transformers 4 refuses a file that does not say "pt".
         path.write_bytes(safetensors.numpy.save(content, metadata={"format": "pt"}))
+    elif path.suffix == ".md":
+        path.write_text(content, encoding="utf-8")
     else:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

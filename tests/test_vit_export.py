@@ -130,7 +130,7 @@ def test_a_folder_reads_back_exactly(tmp_path, kind, case):
     hub_folder.write_folder(tmp_path / "two", FAMILY.export(again, described))
     first = contents(tmp_path / "one")
     assert contents(tmp_path / "two") == first
-    timm = {"timm/config.json", "timm/model.safetensors"} if case != "large_eps" else set()
+    timm = {"timm/config.json", "timm/model.safetensors", "README.md"}
     hub = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(first) == hub | timm
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
@@ -395,12 +395,15 @@ def test_the_image_processor_makes_our_input(tmp_path, case, mode, backend, leve
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("case", ["plain", "hub_eps", "grey_no_bias"])
+@pytest.mark.parametrize("case", CASES)
 def test_timm_classifies_as_we_do(tmp_path, case):
     torch, timm = (pytest.importorskip(name) for name in ("torch", "timm"))
     settings, _, files = exported("classifier", case)
     hub_folder.write_folder(tmp_path / "model", files)
-    model = timm.create_model(f"local-dir:{tmp_path}/model/timm", pretrained=True).eval()
+    text = (tmp_path / "model" / "README.md").read_text().replace("DIR", f"{tmp_path}/model")
+    found: dict = {}
+    exec(re.findall("```python\n(.*?)```", text, re.DOTALL)[1], found)  # as its reader would
+    model = found["model"].eval()
     image, ours = our_logits(case)
     theirs = model(as_torch(torch, image)).detach().numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-4)

@@ -69,7 +69,10 @@ def decode_all(
         images = np.zeros((len(sources), image_size, image_size, channels), np.uint8)
         broken = _decode_into(images, sources)
         return _result(images, broken, "")
-    folder = Path(cache_dir).expanduser().absolute()
+    try:
+        folder = Path(cache_dir).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"--config.data.cache_dir={cache_dir}: no such home folder") from error
     file = folder / f"{_key(sources, image_size, channels)}.npy"
     shape = (len(sources), image_size, image_size, channels)
     try:
@@ -162,6 +165,8 @@ def _decode_into(images: np.ndarray, sources: Sequence[Path | Record]) -> dict[i
             images[row] = decode.decode(data, images.shape[1], images.shape[3])
         except MemoryError:  # this machine's fault, not the file's
             raise
+        except PIL.UnidentifiedImageError:  # its own message is an address in memory
+            return "not an image" if data else "an empty file"
         except UnidentifiedImageError:  # its message names an object, not the file
             return "not an image, or in a format that PIL does not read"
         except Exception as error:  # any kind: see decode.decode

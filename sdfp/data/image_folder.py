@@ -48,7 +48,7 @@ def load(settings: Data) -> Dataset:
 
 def list_folder(folder: str) -> images.Listing:
     """Lists the images in `folder`, whichever of the layouts it has."""
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if not folder or not root.is_dir():
         raise UserError(
             f"no folder {folder or '(none given)'}: set --config.data.dir to a folder with "

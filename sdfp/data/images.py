@@ -156,9 +156,10 @@ def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -
 
     `batch["image"]` uint8 [n, height, width, channels] becomes float32 `(image / 255 - mean) /
     std` [n, image_size, image_size, channels]; the other entries are kept. Another size is resized
-    as PIL does in decode.py: bilinear, averaging when it shrinks, to whole pixel values. `augment` is
-    static: True flips each image left to right with probability 1/2, drawn from (key,
-    batch["index"]), so that neither the place in the batch nor the number of devices changes it.
+    as PIL does in decode.py: bilinear, averaging when it shrinks, to whole pixel values.
+    `augment` is static: True flips each image left to right with probability 1/2, drawn from
+    (key, batch["index"]), so that neither the place in the batch nor the number of devices
+    changes it.
     """
     mean_, std_ = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
 
@@ -276,7 +277,8 @@ def _refuse_broken(broken: dict[str, str], examples: int, max_broken: int) -> No
     first = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:3])
     raise UserError(
         f"{len(broken)} of {examples} images are broken, more than "
-        f"--config.data.max_broken={max_broken}: {first}{'; ...' if len(broken) > 3 else ''}"
+        f"--config.data.max_broken={max_broken}: {first}{'; ...' if len(broken) > 3 else ''}; "
+        "replace or remove them, or raise that number to leave them out"
     )
 
 

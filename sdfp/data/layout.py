@@ -1,6 +1,7 @@
 """What the readers of original data set layouts share: finding, parsing, numbering."""
 
 import itertools
+import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +35,7 @@ def find(folder: str, inside: str, marker: str, told: str) -> Path:
     Raises:
         UserError: neither holds the marker.
     """
-    given = Path(folder).expanduser()
+    given = Path(os.path.expanduser(folder))
     if folder:
         for root in (given / inside, given):
             if (root / marker).exists():

@@ -1,6 +1,6 @@
 """Data sets that TensorFlow Datasets prepared as array_record, read without tensorflow."""
 
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 from sdfp.data import cache
@@ -56,7 +56,7 @@ def _open(name: str, split: str, data_dir: str, encoded: tuple[str, ...]) -> Any
         raise UserError(
             "--config.data.source=tfds needs: pip install tensorflow-datasets array_record"
         ) from error
-    where = str(Path(data_dir).expanduser()) if data_dir else None
+    where = os.path.expanduser(data_dir) or None
     skip = tfds.decode.SkipDecoding()  # decoded with all other images, see cache.py
     try:
         return tfds.data_source(

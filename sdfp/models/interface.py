@@ -64,7 +64,7 @@ class Family(NamedTuple):
     """What `model_type` in a config.json may say for this family."""
     export: Callable
     """(params, Card) -> {path: content}: the files of a folder that other libraries load. Content
-    of *.safetensors: {name: ndarray}; of *.json: JSON values. Parameters with a `head` make a
-    classifier, with a `decoder` a masked auto-encoder."""
+    of *.safetensors: {name: ndarray}; of *.json: JSON values; of *.md: text. Parameters with a
+    `head` make a classifier, with a `decoder` a masked auto-encoder."""
     describe: Callable
     """({file name: content of each *.json in such a folder}) -> Card, the inverse of `export`."""
