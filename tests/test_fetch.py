@@ -448,4 +448,4 @@ def test_main(server, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "fetch", interrupted)
     assert main(["birds", "--dir", str(tmp_path)]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "interrupted" in capsys.readouterr().err

@@ -165,8 +165,6 @@ def _decode_into(images: np.ndarray, sources: Sequence[Path | Record]) -> dict[i
             images[row] = decode.decode(data, images.shape[1], images.shape[3])
         except MemoryError:  # this machine's fault, not the file's
             raise
-        except PIL.UnidentifiedImageError:  # its own message is an address in memory
-            return "not an image" if data else "an empty file"
         except UnidentifiedImageError:  # its message names an object, not the file
             return "not an image, or in a format that PIL does not read"
         except Exception as error:  # any kind: see decode.decode

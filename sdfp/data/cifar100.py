@@ -115,12 +115,31 @@ class _Array:
         self.pixels = np.frombuffer(raw, np.uint8).reshape(shape)
 
 
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: str, *_: Any) -> _Array:
+    """An array as pickle protocol 5 has it."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order != "C", bytes(raw)))
+    return array
+
+
+def _encode(text: str, kind: str) -> bytes:
+    """Bytes as Python 3 writes them with protocol 2."""
+    if kind != "latin1":
+        raise pickle.UnpicklingError(f"it asks for bytes of {kind}")
+    return text.encode(kind)
+
+
 class _DataOnly(pickle.Unpickler):
     """A pickle can run any code. This one makes nothing but lists, dicts and arrays of bytes."""
 
-    KNOWN = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _Dtype} | {
-        (f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")
+    KNOWN = {
+        ("numpy", "ndarray"): "ndarray",
+        ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): _encode,
     }
+    for core in ("numpy.core", "numpy._core"):
+        KNOWN[f"{core}.multiarray", "_reconstruct"] = _Array
+        KNOWN[f"{core}.numeric", "_frombuffer"] = _from_buffer
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
