@@ -1,9 +1,7 @@
 """Flags and config file -> ConfigDict -> settings. A mistake is one line that names the key."""
 
 import dataclasses
-import difflib
 import inspect
-import math
 import re
 import runpy
 import sys
@@ -14,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdfp import settings
+from sdfp import checked, settings
 from sdfp.types import UserError, one_line
 
 MAX_SEED = 2**32 - 1
@@ -60,7 +58,9 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
         name, equals, text = override.partition("=")
         key = name.split("config.", 1)[1]
         if key not in known:
-            raise UserError(f"--config.{key}: no such key.{_nearest(key, known)} {_ALL_KEYS}")
+            raise UserError(
+                f"--config.{key}: no such key.{checked.nearest(key, known)} {_ALL_KEYS}"
+            )
         if isinstance(known[key], ConfigDict) and not text.startswith("{"):
             raise UserError(f"--config.{key}: a block of keys; set one of them, --config.{key}.X=Y")
         # ml_collections reads a,b as one word, but takes an element at a time.
@@ -107,11 +107,6 @@ def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _items(value, f"{prefix}{key}.")
 
 
-def _nearest(key: Any, options: Iterable) -> str:
-    near = difflib.get_close_matches(str(key), [str(option) for option in options], 1, 0.0)
-    return f' Did you mean "{near[0]}"?' if near else ""
-
-
 _ALL_KEYS = "All keys are in configs/common.py"
 
 
@@ -131,7 +126,7 @@ def parse(
     raw = _plain(config)
     model = dict(_block(raw, "model"))
     family = model.pop("name", None)
-    _one_of("model.name", family, families)
+    checked.one_of("config.model.name", family, families)
     given = dict(_block(raw, "method"))
     _same_keys("method", given, methods)
     parsed = {
@@ -156,7 +151,7 @@ def parse(
 def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> None:
     """What no single key can tell."""
     for name in experiment.methods:
-        _one_of("methods", name, methods)
+        checked.one_of("config.methods", name, methods)
     for key, names in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         if not names or len(set(names)) != len(names):
             raise UserError(f"config.{key}: give each of them once, at least one; got {names}")
@@ -215,17 +210,10 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
     dot = f"{prefix}." if prefix else ""
     given, expected = set(given), set(expected)
     for key in sorted(given - expected):
-        near = _nearest(dot + key, [dot + other for other in sorted(expected)])
+        near = checked.nearest(dot + key, [dot + other for other in sorted(expected)])
         raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
     for key in sorted(expected - given):
         raise UserError(f"config.{dot}{key}: missing; see configs/common.py")
-
-
-def _one_of(key: str, value, options: Iterable) -> None:
-    options = list(options)
-    if value not in options:
-        listed = ", ".join(map(str, options))
-        raise UserError(f"config.{key}: {value!r} is none of {listed}.{_nearest(value, options)}")
 
 
 def _parse(cls: type, raw: Any, prefix: str):
@@ -245,26 +233,7 @@ def _value(kind: Any, metadata: Mapping, raw: Any, key: str):
     if get_origin(kind) is tuple:
         if not isinstance(raw, (tuple, list)):
             raise UserError(f"config.{key}: a tuple is expected; got {raw!r}")
-        return tuple(_scalar(get_args(kind)[0], metadata, item, key) for item in raw)
-    return _scalar(kind, metadata, raw, key)
-
-
-def _scalar(kind: type, metadata: Mapping, raw: Any, key: str):
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        raw = float(raw)
-    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
-        raise UserError(f"config.{key}: {kind.__name__} is expected; got {raw!r}")
-    if kind is float and not math.isfinite(raw):
-        raise UserError(f"config.{key}: a finite number is expected; got {raw!r}")
-    if "options" in metadata:
-        _one_of(key, raw, metadata["options"])
-    low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
-    for bad, words in (
-        (low is not None and raw < low, f"at least {low}"),
-        (high is not None and raw > high, f"at most {high}"),
-        (above is not None and raw <= above, f"above {above}"),
-        (below is not None and raw >= below, f"below {below}"),
-    ):
-        if bad:
-            raise UserError(f"config.{key}: must be {words}; got {raw!r}")
-    return raw
+        return tuple(
+            checked.scalar(get_args(kind)[0], metadata, item, f"config.{key}") for item in raw
+        )
+    return checked.scalar(kind, metadata, raw, f"config.{key}")

@@ -228,7 +228,11 @@ def _finetune(
     metrics = evaluation.evaluate(
         outcome.directory,
         outcome.params,
-        {"params": outcome.record["digest"], held_out: data.notes["held_out"][held_out]},
+        {
+            "params": outcome.record["digest"],
+            "classes": list(data.class_names),
+            held_out: data.notes["held_out"][held_out],
+        },
         feeds["train"],
         getattr(data, held_out),
         class_names=data.class_names,

@@ -1,7 +1,7 @@
 """Writes the folder of an exported model (`models.interface.Family.export`)."""
 
 import json
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,18 @@ def write_folder(folder: Path, files: Mapping[str, Any]) -> None:
     Raises:
         UserError: the folder exists and is not empty, or cannot be written.
     """
-    folder = folder.expanduser().absolute()
+    folder = folder.absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; give another folder or remove it")
-    # A sibling, because only within one file system does a folder appear whole.
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+        raise UserError(f"{folder}: is there already, and not an empty folder; give another one")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for name, content in files.items():
-            _write(unfinished / name, content)
-        unfinished.replace(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, because only within one file system does a folder appear whole.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
+            for name, content in files.items():
+                _write(Path(scratch) / "whole" / name, content)
+            (Path(scratch) / "whole").replace(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written: {one_line(error)}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS report every file
     sys.exit(cli.exit_code(lambda: app.run(main, flags_parser=config.parse_flags)))
 
 

@@ -5,14 +5,18 @@
 --model: a work directory (--stage names one of its fine-tuned models; without it the last method's
 first seed), or a folder that `sdfp.export` wrote (or any ViTForImageClassification).
 --input: a folder (all images below it), an image, or a CSV with the column `path`, relative to it.
-The result has one line per image: path, label, its probability, the probability of every class.
-Files that cannot be decoded are listed and left out.
+The result has one line per image: its path, the predicted label, the probability of that, and the
+probability of every class. Files that cannot be read or decoded are listed and left out.
 """
 
 import argparse
 import csv
+import functools
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,10 +52,14 @@ def open_classifier(path: Path, stage: str) -> Trained:
         model = trained.open_stage(path, stage or trained.default_classifier(path))
     else:
         raise UserError(
-            f"--model {path}: no work directory (it has stages/), no exported model (config.json)"
+            f"--model {path}: neither a work directory (no stages/ in it) nor an exported model "
+            "(no config.json)"
         )
     if "head" not in model.params:
-        raise UserError(f"{model.name}: not fine-tuned: it has no classifier head")
+        raise UserError(
+            f"{model.name}: not fine-tuned: it has no classifier head; --stage finetune/... names "
+            "a fine-tuned stage"
+        )
     return model
 
 
@@ -79,32 +87,59 @@ def list_images(path: Path) -> list[tuple[str, Path]]:
 
 def predict(
     model: Trained, listed: Sequence[tuple[str, Path]], batch_size: int
-) -> Iterator[tuple[list[str], np.ndarray, dict[str, str]]]:
-    """Probabilities, a chunk of images at a time.
+) -> Iterator[tuple[list[str], np.ndarray, list[tuple[str, str]]]]:
+    """Probabilities, a chunk of images at a time; the next one is decoded meanwhile.
 
     Yields:
-        names of the images, their probabilities [images, classes], and what is left out with the
-        reasons, by name.
+        names of the images, their probabilities [images, classes], and what is left out: name and
+        reason.
     """
-    precision = parallel.precision("auto")
-    devices, made = parallel.make("jit", 0), model.card.input
+    size = CHUNK * batch_size
+    chunks = [listed[start : start + size] for start in range(0, len(listed), size)]
+    rows = min(batch_size, len(listed))
+    with ThreadPoolExecutor(1) as pool, _classifier(model, rows) as classify:
+        decode = lambda chunk: pool.submit(_decode, model, chunk)
+        coming = decode(chunks[0])
+        for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
+            decoded = coming.result()
+            coming = decode(following) if following else coming
+            names = [name for name, _ in chunk]
+            left_out = [(names[row], why) for row, why in decoded.broken.items()]
+            yield [names[row] for row in decoded.kept], classify(decoded.images), left_out
+
+
+def _decode(model: Trained, chunk: Sequence[tuple[str, Path]]) -> cache.Decoded:
+    size, channels = model.card.input["image_size"], model.card.input["channels"]
+    return cache.decode_all([path for _, path in chunk], size, channels, "", tolerant=True)
+
+
+@contextmanager
+def _classifier(model: Trained, rows: int) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """uint8 [images, height, width, channels] -> probabilities [images, classes], one program."""
+    precision, made = parallel.precision("auto"), model.card.input
+    devices = parallel.make("jit", 0)
     with precision.context():
-        how: dict[str, Any] = {
-            "backbone": model.family.make(model.card.settings, precision.dtype),
-            "prepare": images.make_prepare(made["mean"], made["std"], made["image_size"]),
-            "devices": devices,
-            "rows": batch_size,
-        }
         params = devices.replicate(model.params)
-        for start in range(0, len(listed), CHUNK * batch_size):
-            names, paths = zip(*listed[start : start + CHUNK * batch_size], strict=True)
-            decoded = cache.decode_all(paths, made["image_size"], made["channels"], "")
-            kept = [names[row] for row in decoded.kept]
-            probability = np.empty((0, len(model.card.class_names)))
-            if kept:
-                feed = loading.open_feed(Split({"image": decoded.images}, tuple(kept)), devices, 0)
-                probability = np.exp(evaluation.log_probabilities(params, feed, **how))
-            yield kept, probability, {names[row]: why for row, why in decoded.broken.items()}
+        log_probabilities = functools.partial(
+            evaluation.log_probabilities,
+            backbone=model.family.make(model.card.settings, precision.dtype),
+            prepare=images.make_prepare(made["mean"], made["std"], made["image_size"]),
+            devices=devices,
+            rows=rows,
+        )
+
+        def classify(pixels: np.ndarray) -> np.ndarray:
+            # Fewer than `rows` would be another program.
+            padding = np.zeros((max(0, rows - len(pixels)), *pixels.shape[1:]), np.uint8)
+            image = np.concatenate([pixels, padding])
+            split = Split({"image": image}, ("",) * len(image))
+            feed = loading.open_feed(split, devices, resident_gb=0)
+            probability = np.exp(log_probabilities(params, feed))[: len(pixels)]
+            if not np.isfinite(probability).all():
+                raise UserError(f"{model.name}: its predictions are not finite: damaged weights?")
+            return probability
+
+        yield classify
 
 
 def write(model: Trained, listed: Sequence[tuple[str, Path]], out: Path, batch_size: int) -> None:
@@ -116,32 +151,34 @@ def write(model: Trained, listed: Sequence[tuple[str, Path]], out: Path, batch_s
     classes, done, broken = model.card.class_names, 0, 0
     with _whole_file(out) as file, tqdm(total=len(listed), unit="image", disable=None) as bar:
         table = csv.writer(file)
-        table.writerow(["path", "label", "probability", *(f"p({name})" for name in classes)])
+        table.writerow(["path", "predicted", "probability", *(f"p({name})" for name in classes)])
         for names, probability, left_out in predict(model, listed, batch_size):
             for name, row in zip(names, probability, strict=True):
                 best = int(row.argmax())
                 table.writerow([name, classes[best], *(f"{p:.6f}" for p in (row[best], *row))])
-            for name, why in left_out.items():
+            for name, why in left_out:
                 report.say(f"left out {name}: {why}")
             done, broken = done + len(names), broken + len(left_out)
             bar.update(len(names) + len(left_out))
         if not done:
             raise UserError(f"none of the {broken} images can be decoded; {out} is not written")
-    report.say(f"{out}: {done} images{f', {broken} left out' if broken else ''}")
+    report.say(f"{out}: predicted {done}, left out {broken}")
 
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Any]:
     """A text file that appears under its name when it is complete."""
-    partial = path.with_name(path.name + ".partial")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise UserError(f"--out {path}: {what}; give the name of a file to write")
     try:
-        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        partial.replace(path)
+        with tempfile.TemporaryDirectory(prefix=".predict-", dir=path.parent) as scratch:
+            partial = Path(scratch) / path.name
+            with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                yield file
+            partial.replace(path)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,10 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         if given.batch_size < 1:
             raise UserError(f"--batch_size {given.batch_size}: must be at least 1")
-        listed = list_images(given.input.expanduser())
+        source, out = given.input.expanduser(), given.out.expanduser()
+        if out.exists() and source.exists() and out.samefile(source):
+            raise UserError(f"--out {out}: is the input, too; give another file")
+        try:
+            listed = list_images(source)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--input {source}: cannot be read: {one_line(error)}") from error
         model = open_classifier(given.model.expanduser(), given.stage)
         report.say(f"model: {model.name}, {len(model.card.class_names)} classes")
-        write(model, listed, given.out.expanduser(), given.batch_size)
+        write(model, listed, out, given.batch_size)
 
     return cli.exit_code(run)
 

@@ -51,8 +51,8 @@ def load_data(block: str, settings: Data, place: Place) -> Source:
     found, published = data.notes["found"], data.notes["published"]
     if found != published:
         report.say(
-            f"{block}: a part of the data set: {found[0]} train and {found[1]} test images were "
-            f"found, the whole has {published[0]} and {published[1]}"
+            f"{block}: not the whole published set: it has {published[0]} train and "
+            f"{published[1]} test images, here are {found[0]} and {found[1]}"
         )
     for name, why in data.notes["broken"].items():
         report.say(f"{block}: left out {name}: {why}")

@@ -48,6 +48,11 @@ def open_stage(workdir: Path, stage: str) -> Trained:
     """
     finished = stages(workdir)
     if stage not in finished:
+        if checkpoint.exists(workdir / "stages" / stage / "final"):
+            raise UserError(
+                f"{workdir}: {stage} is finished, but has no {MODEL} (an older version made it): "
+                "run the same training command once more, it adds what is missing"
+            )
         listed = ", ".join(finished) or "none"
         raise UserError(f"{workdir}: no finished stage {stage!r}; finished are: {listed}")
     directory = workdir / "stages" / stage
@@ -56,9 +61,15 @@ def open_stage(workdir: Path, stage: str) -> Trained:
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"{one_line(error)}. Delete {directory} and run it again") from error
     content = _read_json(directory / MODEL)
-    family = BACKBONES[content["family"]]
-    settings = family.settings(**content["settings"])
-    card = Card(settings, content["input"], tuple(content["class_names"]))
+    try:
+        family = BACKBONES[content["family"]]
+        settings = family.settings(**content["settings"])
+        card = Card(settings, content["input"], tuple(content["class_names"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / MODEL}: not of this version ({error}): run the same training command "
+            "once more, it is written again"
+        ) from None
     return Trained(str(directory), family, card, params)
 
 
@@ -102,7 +113,10 @@ def open_folder(folder: Path) -> Trained:
     family = next((f for f in BACKBONES.values() if kind in f.model_types), None)
     if family is None:
         known = ", ".join(kind for f in BACKBONES.values() for kind in f.model_types)
-        raise UserError(f"{folder}: config.json says model_type {kind!r}, which is none of {known}")
+        raise UserError(
+            f"{folder}/config.json: model_type is {kind!r}, which is none of {known}; give a "
+            "folder of transformers (of an exported one not its timm folder)"
+        )
     try:
         card = family.describe(files)
     except UserError as error:

@@ -175,7 +175,7 @@ def test_a_link_to_a_folder_above_or_beside(tmp_path, to):
     if to == "../b":  # no loop, but the images of b would be of class a too
         assert len(DATASETS["image_folder"].load(settings(tmp_path)).train) == 6
     else:
-        refused(r"train/a/link.* is a link to a folder that is read already: remove it", tmp_path)
+        refused(r"train/a/link.* is a link to a folder that holds it: remove the link", tmp_path)
 
 
 def test_a_link_to_itself(tmp_path):

@@ -124,7 +124,7 @@ FAULTS = [
     ("test", changed(data=np.zeros((100, 3072), np.float32)), "other things than bytes"),
     ("test", changed(fine_labels=[*LABELS[:50], 100, *LABELS[51:]]), "image 50 has the label 100,"),
     ("test", changed(fine_labels=[-1, *LABELS[1:]]), "image 0 has the label -1, outside 0..99"),
-    ("test", changed(fine_labels=[[1], *LABELS[1:]]), r"image 0 has the label \[1\], outside"),
+    ("test", changed(fine_labels=[[1], *LABELS[1:]]), "n fine_labels"),
     (
         "test",
         changed(data=np.zeros((0, 3072), np.uint8), fine_labels=[]),

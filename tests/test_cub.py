@@ -56,7 +56,7 @@ def test_the_same_image_twice(tmp_path):
     lines = (root / "images.txt").read_text().splitlines()
     lines[1] = "2 " + lines[0].split()[1]  # image 1 is train, image 2 test
     (root / "images.txt").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"Bird_0\.jpg stands there twice \(train and test\)"):
+    with pytest.raises(UserError, match=r"Bird_0\.jpg is listed twice, in train and in test"):
         cub.load(settings(root))
 
 

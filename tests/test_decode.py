@@ -1,6 +1,8 @@
 """Image files of every mode, and files that are none."""
 
+import errno
 import io
+import os
 import struct
 
 import numpy as np
@@ -181,11 +183,37 @@ def test_a_decompression_bomb_is_broken(tmp_path, monkeypatch, limit):
     assert "DecompressionBomb" in decoded.broken[0]
 
 
-def test_a_disk_error_is_not_a_broken_image(tmp_path):
-    folder = tmp_path / "folder.jpg"
-    folder.mkdir()
-    with pytest.raises(UserError, match=r"cannot read .*folder\.jpg: Is a directory"):
-        cache.decode_all([folder], 4, 3, "")
+def test_a_disk_error_is_not_a_broken_image(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    monkeypatch.setattr(type(tmp_path), "read_bytes", fail)
+    with pytest.raises(UserError, match=r"cannot read .*a\.jpg: Input/output error"):
+        cache.decode_all([tmp_path / "a.jpg"], 4, 3, "")
+    decoded = cache.decode_all([tmp_path / "a.jpg"], 4, 3, "", tolerant=True)
+    assert "Input/output error" in decoded.broken[0]
+
+
+def test_what_is_no_regular_file_is_broken(tmp_path, monkeypatch):
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "large.jpg").write_bytes(bytes(11))
+    monkeypatch.setattr(cache, "MAX_BYTES", 10)
+    names = ["folder.jpg", "pipe.jpg", "large.jpg", "a\0b.jpg"]
+    decoded = cache.decode_all([tmp_path / name for name in names], 4, 3, "")
+    assert list(decoded.broken.values()) == [
+        "not a file",
+        "not a file",
+        "larger than 0.0 GB",
+        "no such file",
+    ]
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.jpg").write_bytes(eps)
+    assert "not an image in one of" in cache.decode_all([tmp_path / "a.jpg"], 4, 3, "").broken[0]
 
 
 @pytest.mark.real_data

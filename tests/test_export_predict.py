@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -78,11 +79,11 @@ def test_predictions_are_those_of_the_run(run, exported, tmp_path, kind):
     assert {f"test/{row['path']}" for row in rows} == set(expected)
     for row in rows:
         known = expected[f"test/{row['path']}"]
-        assert row["label"] == known["predicted"]
+        assert row["predicted"] == known["predicted"]
         assert float(row["probability"]) == pytest.approx(float(known["probability"]), abs=2e-6)
         every = [float(row[f"p({name})"]) for name in CLASSES]
         assert sum(every) == pytest.approx(1, abs=1e-5)
-        assert CLASSES[int(np.argmax(every))] == row["label"]
+        assert CLASSES[int(np.argmax(every))] == row["predicted"]
     assert len({row["probability"] for row in rows}) > 3
 
 
@@ -117,9 +118,14 @@ def test_broken_files_are_listed_and_left_out(run, tmp_path, capsys, monkeypatch
     rows = predicted(tmp_path / "p.csv", f"--model={run[0]}", f"--input={folder}", "--batch_size=2")
     assert [row["path"] for row in rows] == ["a/000.png", "a/001.png", "a/002.png"]
     told = capsys.readouterr().out
-    for name in ("a/empty.jpg: an empty file", "html.png: not an image", "cut.png: ", "b/y.jpg"):
+    for name in (
+        "a/empty.jpg: an empty file",
+        "html.png: not an image in one of",
+        "cut.png: ",
+        "b/y.jpg",
+    ):
         assert f"left out {name}" in told
-    assert "3 images, 5 left out" in told
+    assert "predicted 3, left out 5" in told
 
 
 def test_mistakes_with_predict(run, exported, tmp_path, capsys):
@@ -136,7 +142,7 @@ def test_mistakes_with_predict(run, exported, tmp_path, capsys):
     (tmp_path / "no_row.csv").write_text("path\n")
     (tmp_path / "all_missing.csv").write_text("path\nmissing.png\n")
     (tmp_path / "text.jpg").write_text("text")
-    assert "no work directory" in mistake(model=tmp_path)
+    assert "neither a work directory" in mistake(model=tmp_path)
     assert "no classifier head" in mistake(model=exported["init"])
     assert "no classifier head" in mistake(stage="further_pretrain")
     assert "no finished stage 'finetune/x'; finished are: finetune/" in mistake(stage="finetune/x")
@@ -147,7 +153,10 @@ def test_mistakes_with_predict(run, exported, tmp_path, capsys):
     assert "names no image" in mistake(input=tmp_path / "no_row.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "all_missing.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "text.jpg")
-    assert "cannot be written" in mistake(out=tmp_path / "missing" / "p.csv")
+    assert "there is no folder" in mistake(out=tmp_path / "missing" / "p.csv")
+    assert "is a folder" in mistake(out=tmp_path / "empty")
+    assert "is the input, too" in mistake(out=picture)
+    assert "cannot be read" in mistake(input=tmp_path / ("n" * 300))
     assert "at least 1" in mistake(batch_size=0)
     assert not list(tmp_path.glob("p.csv*"))
 
@@ -192,15 +201,13 @@ def test_mistakes_with_export(run, exported, tmp_path, capsys):
 
     assert "not a work directory" in mistake(workdir=tmp_path)
     assert "finished are: finetune/" in mistake(stage="nonsense")
-    assert "not empty" in mistake(out=exported["init"])
+    assert "not an empty folder" in mistake(out=exported["init"])
     (tmp_path / "file").touch()
     assert "cannot be written" in mistake(out=tmp_path / "file" / "deep")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_stage_is_not_exported(run, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(run[0] / "stages" / "init", tmp_path / "stages" / "init")
     manifest = tmp_path / "stages/init/final/manifest.json"
     content = json.loads(manifest.read_text())
@@ -213,9 +220,56 @@ def test_a_damaged_stage_is_not_exported(run, tmp_path, capsys):
     assert "not what was saved" in told
 
 
+def test_a_stage_of_an_older_version_says_what_to_do(run, tmp_path, capsys):
+    shutil.copytree(run[0] / "stages" / "init", tmp_path / "stages" / "init")
+    given = (f"--workdir={tmp_path}", "--stage=init", f"--out={tmp_path / 'o'}")
+    card = tmp_path / "stages/init/model.json"
+    card.write_text("{}")
+    assert "run the same training command" in fails(capsys, export.main, *given)
+    card.unlink()
+    assert "run the same training command" in fails(capsys, export.main, *given)
+
+
+def test_an_export_touches_nothing_beside_it(run, tmp_path):
+    (tmp_path / "m.unfinished").mkdir()
+    out = tmp_path / "m"
+    out.mkdir()
+    assert export.main([f"--workdir={run[0]}", "--stage=init", f"--out={out}"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "m.unfinished"}
+    assert out.stat().st_mode & 0o777 == (tmp_path / "m.unfinished").stat().st_mode & 0o777
+
+
+def test_the_number_of_broken_files_compiles_nothing_new(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 1)
+    folder = tmp_path / "in"
+    write_classes(folder, {"a": 9})
+    for name in ("000b", "000c", "004b"):  # chunks of 4 with 2, 3 and 4 good ones
+        (folder / "a" / f"{name}.png").touch()
+    programs = []
+    monkeypatch.setattr(
+        predict.evaluation.loop,
+        "round_up",
+        lambda rows, many, old=predict.evaluation.loop.round_up: (
+            programs.append(old(rows, many)) or programs[-1]
+        ),
+    )
+    predicted(tmp_path / "p.csv", f"--model={run[0]}", f"--input={folder}", "--batch_size=4")
+    assert len(programs) == 3
+    assert len(set(programs)) == 1
+
+
+def test_non_finite_predictions_are_refused(exported, run, tmp_path, capsys):
+    model = predict.open_classifier(exported[STAGE], "")
+    model.params["head"]["bias"] = np.full(3, np.nan, np.float32)
+    listed = predict.list_images(run[1] / "test")
+    with pytest.raises(UserError, match="not finite"):
+        predict.write(model, listed, tmp_path / "p.csv", 4)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_of_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="model_type 'bert', which is none of vit_mae, vit"):
+    with pytest.raises(UserError, match="model_type is 'bert', which is none of vit_mae, vit"):
         trained.open_folder(tmp_path)
     (tmp_path / "config.json").write_text("not json")
     with pytest.raises(UserError, match="not readable as JSON"):
@@ -237,6 +291,6 @@ def test_transformers_sees_what_predict_sees(run, exported, tmp_path):
         with Image.open(data / "test" / row["path"]) as image, torch.no_grad():
             logits = model(**processor(image, return_tensors="pt")).logits[0]
         probability = logits.softmax(0).tolist()
-        assert model.config.id2label[int(logits.argmax())] == row["label"]
+        assert model.config.id2label[int(logits.argmax())] == row["predicted"]
         for name, value in zip(CLASSES, probability, strict=True):
             assert float(row[f"p({name})"]) == pytest.approx(value, abs=1e-5)

@@ -119,7 +119,7 @@ def test_one_class(tmp_path):
 
 def test_no_test_split(tmp_path):
     write_classes(tmp_path, {"a": 3, "b": 3})
-    refused(tmp_path, r"give it a test folder .* --config\.data\.test_fraction=0\.2")
+    refused(tmp_path, r"of your own images: a test folder .* --config\.data\.test_fraction=0\.2")
     refused(tmp_path, "test_fraction=0.01 of 6 examples leaves one part empty", test_fraction=0.01)
 
 

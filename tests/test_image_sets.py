@@ -256,7 +256,7 @@ def dog(part, **labels):
 PLANES = np.array([[None]])
 PLANES[0, 0] = np.zeros((2, 2))
 HDF = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400)
-TWICE = r"stands there twice \(train and {}\)"
+TWICE = "is listed twice, in {}: remove"
 FAULTS = {
     "aircraft": [
         (remove("data/images_variant_test.txt"), r"read .*images_variant_test\.txt: No such file"),
@@ -265,7 +265,7 @@ FAULTS = {
         (add("data/images_variant_trainval.txt", "0 ../../x y\n0.jpg z"), "line 5: .*'0.jpg z'"),
         (add("data/images_variant_test.txt", "7 Concorde"), r"7\.jpg has the .* class 'Concorde'"),
         (add("data/images_variant_trainval.txt", "0000001 Yak-42"), TWICE.format("train")),
-        (add("data/images_variant_test.txt", "0000001 Yak-42"), TWICE.format("test")),
+        (add("data/images_variant_test.txt", "0000001 Yak-42"), TWICE.format("train and in test")),
         (add("data/images_variant_test.txt", "9 Yak-42"), r"broken.*9\.jpg \(no such file\)"),
         (put("data/variants.txt", b"F-16A/B"), "unknown class 'BAE 146-200'"),
     ],
@@ -282,7 +282,7 @@ FAULTS = {
         (add("labels/val1.txt", "a/b/c.jpg"), r"val1\.txt, line 3: .*'a/b/c\.jpg'"),
         (add("labels/test1.txt", "../secret.jpg"), r"test1\.txt, line 3: .*secret"),
         (add("labels/val1.txt", "banded/banded_0002.jpg"), TWICE.format("train")),
-        (add("labels/test1.txt", "banded/banded_0002.jpg"), TWICE.format("test")),
+        (add("labels/test1.txt", "banded/banded_0002.jpg"), TWICE.format("train and in test")),
         (add("labels/test1.txt", "banded/x.jpg"), r"broken.*banded/x\.jpg \(no such file\)"),
         (add("labels/test1.txt", "banded/\0.jpg"), r"test1\.txt, line 3: holds a null"),
         (add("labels/test1.txt", "novel/x.jpg"), "broken"),
@@ -305,7 +305,7 @@ FAULTS = {
         (dog("test", n01__x=120), "broken.*n01/x.jpg .no such file"),
         (dog("train", n07__x=1), r"train_list\.mat: label 1 stands for n01.* and for n07"),
         (dog("train", plain=3), r"expected '<breed>/<image>', got 'plain\.jpg'"),
-        (dog("test", **{"n02-toy_poodle__n02_3": 2}), TWICE.format("test")),
+        (dog("test", **{"n02-toy_poodle__n02_3": 2}), TWICE.format("train and in test")),
         (mat("train_list.mat", file_list=np.array(["a/b"], object), labels=[[1, 2]]), "2 labels"),
     ],
     "flowers": [
@@ -321,7 +321,7 @@ FAULTS = {
         (flower(tstid=[1.5], dtype=float), r"setid\.mat: tstid has image 1\.5"),
         (flower(dtype=float), None),  # MATLAB's default type
         (flower(valid=[2, 1]), TWICE.format("train")),
-        (flower(tstid=[4, 1]), TWICE.format("test")),
+        (flower(tstid=[4, 1]), TWICE.format("train and in test")),
         (remove("jpg/image_00004.jpg"), r"broken.*image_00004\.jpg \(no such file\)"),
         (flower(trnid=[3, 3]), TWICE.format("train")),
         (flower(trnid=[2], valid=[5], tstid=[1]), "1 classes have no training example: passion"),

@@ -183,7 +183,7 @@ def test_one_mlp_ratio_gives_the_mlp_size_that_timm_rounds_down_to():
     [
         {"size": 16},
         {"id2label": {str(i): NAMES[i] for i in (4, 0, 3, 1, 2)}},
-        {"do_resize": None, "do_rescale": None, "rescale_factor": None, "resample": 3},
+        {"do_resize": None, "do_rescale": None, "rescale_factor": None, "resample": None},
         {"rescale_factor": 0.00392156862},
         {"qkv_bias": None, "initializer_range": None, "label2id": None, "architectures": None},
     ],
@@ -215,8 +215,16 @@ def test_what_config_files_leave_out():
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"image_size": [16, 16]}, ("image_size [16, 16]", "one number")),
-        ({"image_size": None}, ("image_size None",)),
+        ({"image_size": [16, 16]}, ("image_size: int", "[16, 16]")),
+        ({"image_size": None}, ("no image_size",)),
+        ({"num_attention_heads": 0}, ("num_attention_heads: must be at least 1",)),
+        ({"patch_size": 0}, ("patch_size: must be at least 1",)),
+        ({"hidden_size": "8"}, ("hidden_size: int is expected",)),
+        ({"layer_norm_eps": "1e-6"}, ("layer_norm_eps: float is expected",)),
+        ({"id2label": ["a", "b"]}, ("id2label is ['a', 'b']",)),
+        ({"id2label": {"0": "a"}}, ("two labels or more",)),
+        ({"id2label": None, "num_labels": "3"}, ("num_labels: int is expected",)),
+        ({"problem_type": "multi_label_classification"}, ("problem_type is 'multi",)),
         ({"model_type": "bert"}, ("bert",)),
         ({"id2label": {"0": "a", "2": "b"}}, ("id2label", "none for 1")),
         ({"id2label": {"1": "a", "2": "b"}}, ("id2label", "none for 0")),
@@ -228,6 +236,10 @@ def test_what_config_files_leave_out():
         ({"do_center_crop": True}, ("do_center_crop True",)),
         ({"rescale_factor": 1 / 127.5}, ("rescale_factor 0.0078", "1/255")),
         ({"do_rescale": False}, ("do_rescale False",)),
+        ({"resample": 3}, ("resample is 3",)),
+        ({"rescale_factor": "1/255"}, ("rescale_factor: float is expected",)),
+        ({"image_std": [0.5, 0.0, 0.5]}, ("image_std: must be above 0",)),
+        ({"image_mean": ["a"] * 3}, ("image_mean: float is expected",)),
         ({"image_mean": [0.5]}, ("image_mean has 1", "num_channels", "3")),
         ({"image_std": [0.5] * 4}, ("image_std has 4",)),
         ({"num_channels": 1}, ("image_mean has 3", "1")),
@@ -291,7 +303,7 @@ def test_folders_that_cannot_be_written(tmp_path):
     before = contents(tmp_path)
     assert before == {"full/a/b.json": b'{\n  "x": [\n    1,\n    "\\u00e9"\n  ]\n}\n'}
     for taken in (full, full / "a" / "b.json"):
-        with refuses(str(taken), "not empty"):
+        with refuses(str(taken), "not an empty folder"):
             hub_folder.write_folder(taken, files)
     with refuses("cannot be written"):
         hub_folder.write_folder(full / "a" / "b.json" / "c", files)

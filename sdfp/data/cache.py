@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import warnings
@@ -26,6 +27,11 @@ from PIL import Image, UnidentifiedImageError
 
 from sdfp.data import decode
 from sdfp.types import UserError
+
+THREADS = min(16, os.cpu_count() or 1)
+"""Each holds one image at its original size, up to about a GB for the largest that is accepted."""
+MAX_BYTES = 2**30
+"""Of an image file; a larger one is none."""
 
 
 class Record(NamedTuple):
@@ -51,7 +57,12 @@ class Decoded(NamedTuple):
 
 
 def decode_all(
-    sources: Sequence[Path | Record], image_size: int, channels: int, cache_dir: str
+    sources: Sequence[Path | Record],
+    image_size: int,
+    channels: int,
+    cache_dir: str,
+    *,
+    tolerant: bool = False,
 ) -> Decoded:
     """Decodes `sources`, or maps the cache of an earlier run.
 
@@ -60,6 +71,8 @@ def decode_all(
       image_size: height and width of the results, pixels.
       channels: 1 (grey) or 3 (RGB).
       cache_dir: folder of the caches, made with mode 0700 if missing; "" keeps all in memory.
+      tolerant: a file that cannot be read is broken, too (without a cache, which would remember
+        it).
 
     Raises:
       UserError: a file that cannot be read (permission, I/O), a folder that cannot be
@@ -67,8 +80,7 @@ def decode_all(
     """
     if not cache_dir:
         images = np.zeros((len(sources), image_size, image_size, channels), np.uint8)
-        broken = _decode_into(images, sources)
-        return _result(images, broken, "")
+        return _result(images, _decode_into(images, sources, tolerant), "")
     try:
         folder = Path(cache_dir).expanduser().absolute()
     except RuntimeError as error:
@@ -145,7 +157,7 @@ def _build(file: Path, shape: tuple[int, ...], sources: Sequence[Path | Record])
     with tempfile.TemporaryDirectory(prefix="build-", dir=file.parent) as scratch:
         built = Path(scratch) / file.name
         images = np.lib.format.open_memmap(built, "w+", np.uint8, shape)
-        broken = _decode_into(images, sources)
+        broken = _decode_into(images, sources, tolerant=False)
         images.flush()
         beside = {"sha256": _checksum(images), "broken": broken}
         del images
@@ -154,24 +166,31 @@ def _build(file: Path, shape: tuple[int, ...], sources: Sequence[Path | Record])
         os.replace(built.with_suffix(".json"), file.with_suffix(".json"))
 
 
-def _decode_into(images: np.ndarray, sources: Sequence[Path | Record]) -> dict[int, str]:
+def _decode_into(
+    images: np.ndarray, sources: Sequence[Path | Record], tolerant: bool
+) -> dict[int, str]:
     """Fills the first rows of `images` with what can be decoded; returns what cannot."""
 
     def one(row: int) -> str | None:
-        data = _read(sources[row])
-        if not data:
-            return "no such file" if data is None else "an empty file"
         try:
+            data = _read(sources[row])
+        except UserError as error:
+            if not tolerant:
+                raise
+            return str(error)
+        try:
+            if isinstance(data, str):
+                return data
             images[row] = decode.decode(data, images.shape[1], images.shape[3])
         except MemoryError:  # this machine's fault, not the file's
             raise
         except UnidentifiedImageError:  # its message names an object, not the file
-            return "not an image, or in a format that PIL does not read"
+            return f"not an image in one of the formats {', '.join(decode.FORMATS)}"
         except Exception as error:  # any kind: see decode.decode
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return None
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         # Metadata that we do not use may be odd; an image too large to be meant may not.
         warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -186,14 +205,20 @@ def _decode_into(images: np.ndarray, sources: Sequence[Path | Record]) -> dict[i
     return broken
 
 
-def _read(source: Path | Record) -> bytes | None:
+def _read(source: Path | Record) -> bytes | str:
+    """The encoded image, or why there is none."""
     # Apart from decoding: a disk or a permission that fails is no broken image, and a cache
     # must not remember it.
     if isinstance(source, Record):
-        return source.read()
+        return source.read() or "an empty record"
     try:
-        return source.read_bytes()
-    except FileNotFoundError:
-        return None
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            return "not a file"
+        if status.st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES / 1e9:.1f} GB"
+        return source.read_bytes() or "an empty file"
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
+        return "no such file"
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from error

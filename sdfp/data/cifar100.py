@@ -57,11 +57,11 @@ def load(settings: Data) -> Dataset:
 
 def _from_files(folder: str) -> tuple[Split, Split, tuple[str, ...], str]:
     root = layout.find(folder, "cifar-100-python", "meta", ABOUT)
-    names = read_pickle(root / "meta").get("fine_label_names")
-    if not isinstance(names, list) or len(names) != CLASSES:
+    names = _list(str, read_pickle(root / "meta").get("fine_label_names"))
+    if len(names) != CLASSES:
         raise UserError(f"{root}/meta: no list of {CLASSES} fine_label_names")
     train, test = (parse(root / name, name) for name in ("train", "test"))
-    return train, test, tuple(map(str, names)), f"CIFAR-100 files in {root}"
+    return train, test, tuple(names), f"CIFAR-100 files in {root}"
 
 
 def parse(file: Path, name: str) -> Split:
@@ -71,11 +71,10 @@ def parse(file: Path, name: str) -> Split:
       UserError: unreadable, other shapes, or a label outside 0..99.
     """
     content = read_pickle(file)
-    data, labels = content.get("data"), content.get("fine_labels")
+    data, labels = content.get("data"), _list(int, content.get("fine_labels"))
     if (
         not isinstance(data, np.ndarray)
         or data.shape[1:] != (int(np.prod(SHAPE)),)
-        or not isinstance(labels, list)
         or len(labels) != len(data)
     ):
         raise UserError(f"{file}: expected uint8 data [n, 3072] and n fine_labels")
@@ -84,6 +83,12 @@ def parse(file: Path, name: str) -> Split:
         raise UserError(f"{file}: image {wrong[0][0]} has the label {wrong[0][1]!r}, outside 0..99")
     pixels = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # channel-major in the file
     return _split(np.ascontiguousarray(pixels), labels, name)
+
+
+def _list(kind: type, values: Any) -> list:
+    """`values`, or nothing where they are no list of this kind."""
+    whole = isinstance(values, list) and all(isinstance(value, kind) for value in values)
+    return values if whole else []
 
 
 class _Dtype:
@@ -129,8 +134,11 @@ def _encode(text: str, kind: str) -> bytes:
     return text.encode(kind)
 
 
-class _DataOnly(pickle.Unpickler):
-    """A pickle can run any code. This one makes nothing but lists, dicts and arrays of bytes."""
+class _DataOnly(pickle._Unpickler):
+    """A pickle can run any code. This one makes nothing but lists, dicts and arrays of bytes.
+
+    The pure Python class: a few bytes make the C one allocate gigabytes for its memo.
+    """
 
     KNOWN = {
         ("numpy", "ndarray"): "ndarray",
@@ -170,11 +178,10 @@ def read_pickle(file: Path) -> dict[str, Any]:
 def _from_tfds(data_dir: str) -> tuple[Split, Split, tuple[str, ...], str]:
     splits, source, names = [], "", ()
     for part in ("train", "test"):
-        prepared = tfds.read("cifar100", part, data_dir)
-        examples = sorted((e.features for e in prepared.examples), key=lambda e: e["id"])
-        pixels = [np.asarray(Image.open(io.BytesIO(e["image"]))) for e in examples]
-        splits.append(_split(np.stack(pixels), [e["label"] for e in examples], part))
-        source, names = prepared.source, prepared.class_names
+        examples, source, names = tfds.read("cifar100", part, data_dir)
+        examples = sorted(examples, key=lambda example: example.features["id"])
+        pixels = [np.asarray(Image.open(io.BytesIO(e.image.read()))) for e in examples]
+        splits.append(_split(np.stack(pixels), [e.features["label"] for e in examples], part))
     return splits[0], splits[1], names, source
 
 

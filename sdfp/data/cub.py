@@ -90,24 +90,28 @@ def _column(file: Path, convert: type = str) -> dict[int, Any]:
     for number, line in layout.lines(file):
         try:
             key, value = line.split(maxsplit=1)
-            values[int(key)] = convert(value)
+            image, value = int(key), convert(value)
         except ValueError as error:
             raise UserError(
                 f"{file}, line {number}: expected '<id> <value>', got {line!r}"
             ) from error
+        if image in values:
+            raise UserError(f"{file}, line {number}: the id {image} stands there twice")
+        values[image] = value
     return values
 
 
 def from_tfds(data_dir: str) -> images.Listing:
     """Lists the prepared TFDS data set `caltech_birds2011`; see `load`."""
-    rows, names, source = [], {}, ""
-    for split in ("train", "test"):
-        examples, source, _ = tfds.read("caltech_birds2011", split, data_dir, "segmentation_mask")
-        for features, image in examples:
-            # TFDS's class names are "0" to "199": the real ones are the folders of the files.
-            path = "/".join(features["image/filename"].decode().split("/")[-2:])
-            class_id = int(features["label"]) + 1
-            names[class_id] = path.split("/")[0]
-            rows.append(layout.Row(path, class_id, split == "train", image))
-    names = dict(sorted(names.items()))
+
+    def id_and_class(features):
+        # TFDS's class names are "0" to "199": the real ones are the folders of the files.
+        path = "/".join(features["image/filename"].decode().split("/")[-2:])
+        return path, path.split("/")[0]
+
+    parts = {"train": True, "test": False}
+    rows, source = tfds.rows(
+        "caltech_birds2011", parts, data_dir, id_and_class, "segmentation_mask"
+    )
+    names = {name: name for name in sorted({str(row.key) for row in rows})}
     return layout.listing(rows, names, source=source, published=PUBLISHED)

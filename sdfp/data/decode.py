@@ -11,6 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""PIL knows more, and would hand an EPS file, whatever its name, to Ghostscript."""
 VERSION = 1
 """Raise it when a change below changes pixels: caches of older versions are then rebuilt."""
 
@@ -19,7 +21,7 @@ def decode(data: bytes, image_size: int, channels: int) -> np.ndarray:
     """Decodes the bytes of one image file.
 
     Args:
-      data: the file's content, any format that PIL reads; of an animation the first frame.
+      data: the file's content, in one of FORMATS; of an animation the first frame.
       image_size: height and width of the result, pixels.
       channels: 3 (RGB) or 1 (grey, ITU-R 601 luma).
 
@@ -30,7 +32,7 @@ def decode(data: bytes, image_size: int, channels: int) -> np.ndarray:
       Exception: PIL's decoders raise many kinds, and ValueError stands for a pixel range
         that cannot be known. Callers treat every one of them as "this file is broken".
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return to_array(image, image_size, channels)
 
 
@@ -57,7 +59,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _from_integers(image: Image.Image) -> Image.Image:
     # PIL's own convert("L") clips 16-bit values at 255: nearly every pixel turns white.
     # 65535 is white, whatever the largest value of this image is.
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("integer pixels outside 0..65535 have no known range")
     if 0 < values.max() < 4096:

@@ -63,8 +63,8 @@ def parse(file: Path) -> list[str]:
     """The paths "<breed>/<image>.jpg" of a list file.
 
     Raises:
-      UserError: a missing or damaged file, a label outside 1..120, or one that does not fit the
-        path: labels number the breeds in the order of their folders' names.
+      UserError: a missing or damaged file, a label outside 1..120, or one for two breeds. Classes
+        are told by the folders; the labels number them in the order of their names.
     """
     cells, labels = layout.matlab(file, "file_list", "labels")
     try:
@@ -86,13 +86,14 @@ def parse(file: Path) -> list[str]:
 
 def from_tfds(data_dir: str) -> images.Listing:
     """Lists the prepared TFDS data set `stanford_dogs`; see `load`."""
-    rows, source = [], ""
-    for split in ("train", "test"):
-        examples, source, _ = tfds.read("stanford_dogs", split, data_dir)
-        for features, image in examples:
-            path = "/".join(features["image/filename"].decode().split("/")[-2:])
-            rows.append(layout.Row(path, path.split("/")[0], split == "train", image))
-    return _listing(rows, source)
+
+    def id_and_class(features):
+        path = "/".join(features["image/filename"].decode().split("/")[-2:])
+        return path, path.split("/")[0]
+
+    return _listing(
+        *tfds.rows("stanford_dogs", {"train": True, "test": False}, data_dir, id_and_class)
+    )
 
 
 def _listing(rows: list[layout.Row], source: str) -> images.Listing:

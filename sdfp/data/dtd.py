@@ -45,7 +45,7 @@ def from_files(folder: str) -> images.Listing:
     """Lists the original layout; see `load`."""
     root = layout.find(folder, "dtd", "labels/train1.txt", ABOUT)
     rows = [
-        _row(path, train, root / "images" / path)
+        layout.Row(path, path.split("/")[0], train, root / "images" / path)
         for part, train in PARTS.items()
         for path in parse(root / "labels" / f"{part}1.txt")
     ]
@@ -68,16 +68,13 @@ def parse(file: Path) -> list[str]:
 
 def from_tfds(data_dir: str) -> images.Listing:
     """Lists the prepared TFDS data set `dtd`; see `load`."""
-    rows, source = [], ""
-    for part, train in {"train+validation": True, "test": False}.items():
-        examples, source, _ = tfds.read("dtd", part, data_dir)
-        for features, image in examples:
-            rows.append(_row(features["file_name"].decode(), train, image))
-    return _listing(rows, source)
 
+    def id_and_class(features):
+        path = features["file_name"].decode()
+        return path, path.split("/")[0]
 
-def _row(path: str, train: bool, where) -> layout.Row:
-    return layout.Row(path, path.split("/")[0], train, where)
+    parts = {"train+validation": True, "test": False}
+    return _listing(*tfds.rows("dtd", parts, data_dir, id_and_class))
 
 
 def _listing(rows: list[layout.Row], source: str) -> images.Listing:

@@ -104,6 +104,9 @@ def fetch(downloads: Sequence[Download], folder: Path) -> None:
                     f"{folder}: downloading and extracting needs about {needed / 1e9:.1f} GB, free "
                     f"are {free / 1e9:.1f} GB: make room or take another folder"
                 )
+            for item in items:  # all of them at once: offline, the user needs every address
+                if not item.is_done():
+                    say(f"{item.manual}: {item.download.size / 1e6:.1f} MB, {item.download.url}")
             for item in items:
                 _fetch_one(item)
     except OSError as error:  # not the network's: those are caught where they arise
@@ -179,7 +182,7 @@ def _download(item: _Item) -> None:
     url, size, have, reason = item.download.url, item.download.size, _size(item.part), ""
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url}: only http and https are downloaded")
-    say(f"{url} ({size / 1e6:.1f} MB{f', {have / size:.0%} are here' if have else ''})")
+    say(f"downloading {item.download.name}{f', {have / size:.0%} are here' if have else ''}")
     with tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=None) as bar:
         for attempt in range(TRIES):
             if attempt:

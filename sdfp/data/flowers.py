@@ -121,13 +121,12 @@ def parse(root: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def from_tfds(data_dir: str) -> images.Listing:
     """Lists the prepared TFDS data set `oxford_flowers102`; see `load`."""
-    rows, source = [], ""
-    for part, train in {"train+validation": True, "test": False}.items():
-        examples, source, _ = tfds.read("oxford_flowers102", part, data_dir)
-        for features, image in examples:
-            name = features["file_name"].decode()
-            rows.append(layout.Row(name, int(features["label"]) + 1, train, image))
-    return _listing(rows, source)
+
+    def id_and_class(features):
+        return features["file_name"].decode(), int(features["label"]) + 1
+
+    parts = {"train+validation": True, "test": False}
+    return _listing(*tfds.rows("oxford_flowers102", parts, data_dir, id_and_class))
 
 
 def _listing(rows: list[layout.Row], source: str) -> images.Listing:

@@ -132,7 +132,10 @@ def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]
             rows = csv.DictReader(opened, skipinitialspace=True)
             missing = set(columns) - set(rows.fieldnames or ())
             if missing:
-                raise UserError(f"{file}, line 1: no column {' and '.join(sorted(missing))}")
+                raise UserError(
+                    f"{file}, line 1: no column {' and '.join(sorted(missing))}; the first line "
+                    f"must name the columns {' and '.join(columns)}, separated by commas"
+                )
             for row in rows:
                 where, values = f"{file}, line {rows.line_num}", [row[name] for name in columns]
                 if not all(value and value.strip() for value in values):
@@ -140,6 +143,8 @@ def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]
                 found.append((where, [value.strip() for value in values]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: not a CSV file in UTF-8 ({error}): save it as one") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     return found
 
 
@@ -203,14 +208,17 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
       UserError: a folder that cannot be read, or a link to a folder that holds it.
     """
-    found, walked = [], set()
+    found = []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        if (real := os.path.realpath(parent)) in walked:
-            raise UserError(f"{parent} is a link to a folder that is read already: remove it")
-        walked.add(real)
+        if os.path.islink(parent) and _is_inside(parent, os.path.realpath(parent)):
+            raise UserError(f"{parent} is a link to a folder that holds it: remove the link")
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if _is_image(name)]
     return sorted(found)
+
+
+def _is_inside(link: str, folder: str) -> bool:
+    return f"{os.path.realpath(os.path.dirname(link))}/".startswith(f"{folder}/")
 
 
 def _refuse(error: OSError) -> None:

@@ -221,8 +221,8 @@ def _cut(
     if test is None:
         if not settings.test_fraction:
             raise UserError(
-                "the data set has no test split: give it a test folder (or test.csv), or hold out "
-                "a part of train with --config.data.test_fraction=0.2"
+                "the data set has no test split (of your own images: a test folder or test.csv); "
+                "hold out a part of train with --config.data.test_fraction=0.2"
             )
         keep = _left(len(train), settings.test_fraction, "test_fraction")
         train, test = splits.cut(train, keep, seed, splits.TEST)

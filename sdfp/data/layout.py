@@ -105,9 +105,9 @@ def listing(
     rows = sorted(rows, key=lambda row: row.id)
     for row, following in itertools.pairwise(rows):
         if row.id == following.id:
-            where = "train" if row.train else "test"
-            other = "train" if following.train else "test"
-            raise UserError(f"{source}: {row.id} stands there twice ({where} and {other})")
+            sides = {"train" if each.train else "test" for each in (row, following)}
+            where = " and in ".join(sorted(sides, reverse=True))
+            raise UserError(f"{source}: {row.id} is listed twice, in {where}: remove one line")
     if unknown := [row for row in rows if row.key not in names]:
         raise UserError(f"{source}: {unknown[0].id} has the unknown class {unknown[0].key!r}")
     present = {row.key for row in rows}

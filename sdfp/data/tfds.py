@@ -1,14 +1,15 @@
 """Data sets that TensorFlow Datasets prepared as array_record, read without tensorflow."""
 
 import os
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-from sdfp.data import cache
+from sdfp.data import cache, layout
 from sdfp.types import UserError
 
 
 class Example(NamedTuple):
-    """One record: its features (images still encoded), and its image for later."""
+    """One record: its features other than images, and its image for later."""
 
     features: dict[str, Any]
     image: cache.Record
@@ -40,13 +41,36 @@ def read(name: str, split: str, data_dir: str, *also_encoded: str) -> Prepared:
     home = f"{records.dataset_info.data_dir} {split}"
     examples = []
     for number in range(len(records)):
-        features = records[number]
+        features = dict(records[number])
+        size = len(features["image"])
+        for encoded in ("image", *also_encoded):  # a whole data set of them would fill memory
+            del features[encoded]
         fetch = lambda records=records, number=number: records[number]["image"]
-        stamp = f"{home} {number} {len(features['image'])}"
+        stamp = f"{home} {number} {size}"
         examples.append(Example(features, cache.Record(fetch, stamp)))
     info = records.dataset_info
     names = tuple(info.features["label"].names)
     return Prepared(examples, f"TFDS {info.full_name} in {info.data_dir}", names)
+
+
+def rows(
+    name: str,
+    parts: Mapping[str, bool],
+    data_dir: str,
+    id_and_class: Callable[[Mapping[str, Any]], tuple[str, Hashable]],
+    *also_encoded: str,
+) -> tuple[list[layout.Row], str]:
+    """The rows of several splits, for `layout.listing`, and the source.
+
+    Args:
+        parts: split -> whether it is training data.
+        id_and_class: of a record, from its features.
+    """
+    found, source = [], ""
+    for part, train in parts.items():
+        examples, source, _ = read(name, part, data_dir, *also_encoded)
+        found += [layout.Row(*id_and_class(e.features), train, e.image) for e in examples]
+    return found, source
 
 
 def _open(name: str, split: str, data_dir: str, encoded: tuple[str, ...]) -> Any:

@@ -1,10 +1,12 @@
 """The architecture of a ViT or ViT-MAE as a Hugging Face config.json says it, read and written,
 or as the shapes of a weight file tell it. No files."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
+from sdfp import checked
 from sdfp.models.vit_modules import Settings
 from sdfp.types import UserError, some
 
@@ -41,8 +43,8 @@ def read_config(
         UserError: another model_type or activation, a missing entry, sizes that cannot be read.
     """
     if config is None:
-        return replace(settings, **_sizes_from_shapes(shapes))
-    return replace(settings, **_sizes_from_config(config))
+        return replace(settings, **_checked(_sizes_from_shapes(shapes)))
+    return replace(settings, **_checked(_sizes_from_config(config)))
 
 
 def whole_settings(config: Mapping[str, Any]) -> Settings:
@@ -52,9 +54,8 @@ def whole_settings(config: Mapping[str, Any]) -> Settings:
         UserError: as `read_config`; an image size that is not one number.
     """
     sizes = _sizes_from_config(config)
-    if not isinstance(config.get("image_size"), int):
-        side = config.get("image_size")
-        raise UserError(f"config.json: image_size {side!r} is not one number; use a square model")
+    if "image_size" not in config:
+        raise UserError("config.json: no image_size")
     if config["model_type"] == "vit_mae":
         # The defaults of transformers, for a config.json that leaves them out.
         mask_ratio, normalize = config.get("mask_ratio", 0.75), config.get("norm_pix_loss", False)
@@ -64,14 +65,14 @@ def whole_settings(config: Mapping[str, Any]) -> Settings:
         mask_ratio, normalize = 0.75, False
         sizes |= {ours: sizes[ours.removeprefix("decoder_")] for ours in DECODER}
         sizes["decoder_depth"] = 1
-    return Settings(
-        **sizes,
-        image_size=config["image_size"],
-        mask_ratio=mask_ratio,
-        normalize_targets=normalize,
-        dropout_pretrain=0.0,
-        dropout_finetune=0.0,
-    )
+    values = sizes | {
+        "image_size": config["image_size"],
+        "mask_ratio": mask_ratio,
+        "normalize_targets": normalize,
+        "dropout_pretrain": 0.0,
+        "dropout_finetune": 0.0,
+    }
+    return Settings(**_checked(values))
 
 
 def write_config(settings: Settings, class_names: Sequence[str], masked: bool) -> dict[str, Any]:
@@ -116,6 +117,9 @@ def read_class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """
     if config.get("model_type") == "vit_mae":
         return ()
+    kind = config.get("problem_type") or "single_label_classification"
+    if kind != "single_label_classification":
+        raise UserError(f"config.json: problem_type is {kind!r}; one label per image is known only")
     labels = config.get("id2label")
     if labels is None:
         if "ViTForImageClassification" not in (config.get("architectures") or ()):
@@ -124,7 +128,14 @@ def read_class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
                 "a ViTForImageClassification or ViTMAEForPreTraining"
             )
         # transformers leaves out its default, two classes.
-        labels = {label: f"LABEL_{label}" for label in range(config.get("num_labels", 2))}
+        count = checked.scalar(
+            int, {"low": 2}, config.get("num_labels", 2), "config.json: num_labels"
+        )
+        labels = {label: f"LABEL_{label}" for label in range(count)}
+    if not isinstance(labels, Mapping) or len(labels) < 2:
+        raise UserError(
+            f"config.json: id2label is {labels!r:.60}; a classifier has two labels or more"
+        )
     names = {str(label): str(name) for label, name in labels.items()}
     try:
         return tuple(names[str(label)] for label in range(len(names)))
@@ -140,6 +151,21 @@ def bare(name: str) -> str:
     return name.removeprefix("module.").removeprefix("model.")
 
 
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, where they are such as `Settings` allows."""
+    kinds, fields = (
+        get_type_hints(Settings),
+        {field.name: field for field in dataclasses.fields(Settings)},
+    )
+    told = ENCODER | DECODER
+    return {
+        name: checked.scalar(
+            kinds[name], fields[name].metadata, value, f"config.json: {told.get(name, name)}"
+        )
+        for name, value in values.items()
+    }
+
+
 def _sizes_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes by our names; the decoder's only where there is one."""
     kind = config.get("model_type")
@@ -151,8 +177,6 @@ def _sizes_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     missing = [theirs for theirs in entries.values() if theirs not in config]
     if missing:
         raise UserError(f"config.json: no {some(missing)}")
-    if not isinstance(config["patch_size"], int):
-        raise UserError(f"config.json: patch_size {config['patch_size']!r} is not one number")
     values = {ours: config[theirs] for ours, theirs in entries.items()}
     return values | {"qkv_bias": config.get("qkv_bias", True)}
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sdfp import checked
 from sdfp.models import vit_config, vit_weights
 from sdfp.models.interface import Card
 from sdfp.models.vit_modules import Settings
@@ -18,6 +19,7 @@ from sdfp.types import UserError
 # hub's 1e-12 changed the logits of a random ViT-B by 3e-4.)
 TIMM_EPS = 1e-6
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+BILINEAR = 2  # in PIL's numbering
 
 
 def export(params: Mapping[str, Any], card: Card) -> dict[str, Any]:
@@ -83,8 +85,7 @@ model = timm.create_model("local-dir:DIR/timm", pretrained=True{norm * (eps != T
 def describe(files: Mapping[str, Any]) -> Card:
     """What a folder's JSON files say about its model, the inverse of `export`.
 
-    Not from this program: a `resample` other than bilinear is read as bilinear, the only one
-    here, and images are always made grey or RGB, whatever `do_convert_rgb` says.
+    Images are always made grey or RGB, whatever `do_convert_rgb` says.
 
     Args:
         files: content of config.json and preprocessor_config.json, by name; others are ignored.
@@ -99,11 +100,16 @@ def describe(files: Mapping[str, Any]) -> Card:
     for name in (CONFIG, PROCESSOR):
         if name not in files:
             raise UserError(f"no {name}: put the model's own beside its weights")
-    settings = vit_config.whole_settings(files[CONFIG])
+    # To transformers null is the same as no entry.
+    config, processor = (
+        {key: value for key, value in files[name].items() if value is not None}
+        for name in (CONFIG, PROCESSOR)
+    )
+    settings = vit_config.whole_settings(config)
     return Card(
         settings=settings,
-        input=_read_processor(files[PROCESSOR], settings),
-        class_names=vit_config.read_class_names(files[CONFIG]),
+        input=_read_processor(processor, settings),
+        class_names=vit_config.read_class_names(config),
     )
 
 
@@ -117,7 +123,7 @@ def _write_processor(input: Mapping[str, Any]) -> dict[str, Any]:
         "do_convert_rgb": input["channels"] == 3,
         "do_resize": True,
         "size": {"height": input["image_size"], "width": input["image_size"]},
-        "resample": 2,  # PIL's number for bilinear
+        "resample": BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -130,12 +136,18 @@ def _read_processor(processor: Mapping[str, Any], settings: Settings) -> dict[st
     """`Dataset.input` from a preprocessor_config.json; entries may be missing, as in old ones."""
     side, size = settings.image_size, processor.get("size", 224)
     crop, scale = processor.get("do_center_crop", False), processor.get("do_rescale", True)
+    if processor.get("resample", BILINEAR) != BILINEAR:
+        raise UserError(
+            f"{PROCESSOR}: resample is {processor['resample']}; images are resized bilinearly here "
+            f"({BILINEAR}), which would change the predictions of this model"
+        )
     if crop or size not in (side, {"height": side, "width": side}):
         raise UserError(
             f"{PROCESSOR}: size {size} with do_center_crop {crop} is not the plain resize to "
             f"{side} x {side} pixels (image_size of {CONFIG}), the only one known here"
         )
     factor = processor.get("rescale_factor", 1 / 255)
+    factor = checked.scalar(float, {}, factor, f"{PROCESSOR}: rescale_factor")
     if not scale or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise UserError(
             f"{PROCESSOR}: rescale_factor {factor} with do_rescale {scale} is not 1/255; set it "
@@ -147,6 +159,8 @@ def _read_processor(processor: Mapping[str, Any], settings: Settings) -> dict[st
         statistics = {name: processor.get(f"image_{name}", 0.5) for name in statistics}
     for name, given in statistics.items():
         values = list(given) if isinstance(given, list | tuple) else [given] * settings.channels
+        limit = {"above": 0} if name == "std" else {}
+        values = [checked.scalar(float, limit, v, f"{PROCESSOR}: image_{name}") for v in values]
         if len(values) != settings.channels:
             raise UserError(
                 f"{PROCESSOR}: image_{name} has {len(values)} values, num_channels of {CONFIG} is "

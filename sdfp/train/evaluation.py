@@ -92,7 +92,7 @@ def evaluate(
         known = json.loads(path.read_text())
         if known["identity"] == identity:
             return known["metrics"]
-        report.say(f"{directory}: measured again, on other held-out data")
+        report.say(f"{directory}: measured again: other held-out data or class names")
     devices = how["devices"]
     on_devices = devices.replicate(params)
     on_train = log_probabilities(on_devices, train, **how)

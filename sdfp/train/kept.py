@@ -48,7 +48,8 @@ def keep(
     final = directory / "final"
     flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
     _claim(directory, flat)
-    checkpoint.write_json(directory / MODEL, card)
+    if not _holds(directory / MODEL, card):
+        checkpoint.write_json(directory / MODEL, card)
     new = not checkpoint.exists(final)
     if not new:
         report.say(f"{name}: finished, verified and read")
@@ -57,6 +58,10 @@ def keep(
         key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
         checkpoint.save(final, params, {"key": key, "name": name, **facts})
     return _read(final, directory, new)
+
+
+def _holds(path: Path, content: Mapping[str, Any]) -> bool:
+    return path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(content))
 
 
 def _read(final: Path, directory: Path, new: bool) -> Outcome:

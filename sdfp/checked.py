@@ -1,0 +1,49 @@
+"""Single values from the outside, checked: from a config, or from another program's file."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sdfp.types import UserError
+
+
+def nearest(key: Any, options: Iterable) -> str:
+    """A hint at the option that was perhaps meant, or nothing."""
+    near = difflib.get_close_matches(str(key), [str(option) for option in options], 1, 0.0)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def one_of(key: str, value, options: Iterable) -> None:
+    """Raises UserError where `value` is none of the options; `key` names it to the user."""
+    options = list(options)
+    if value not in options:
+        listed = ", ".join(map(str, options))
+        raise UserError(f"{key}: {value!r} is none of {listed}.{nearest(value, options)}")
+
+
+def scalar(kind: type, metadata: Mapping, raw: Any, key: str):
+    """`raw`, where it is of type `kind` and within the limits that `settings.number` and
+    `settings.choice` keep as a field's metadata.
+
+    Raises:
+        UserError: it is not; `key` names it to the user.
+    """
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        raw = float(raw)
+    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
+        raise UserError(f"{key}: {kind.__name__} is expected; got {raw!r}")
+    if kind is float and not math.isfinite(raw):
+        raise UserError(f"{key}: a finite number is expected; got {raw!r}")
+    if "options" in metadata:
+        one_of(key, raw, metadata["options"])
+    low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
+    for bad, words in (
+        (low is not None and raw < low, f"at least {low}"),
+        (high is not None and raw > high, f"at most {high}"),
+        (above is not None and raw <= above, f"above {above}"),
+        (below is not None and raw >= below, f"below {below}"),
+    ):
+        if bad:
+            raise UserError(f"{key}: must be {words}; got {raw!r}")
+    return raw
