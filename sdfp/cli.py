@@ -1,9 +1,19 @@
-"""How the command-line tools end."""
+"""How the command-line tools begin and end."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from sdfp.types import UserError
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Of `python -m module`; the description's lines are kept as they are."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -4,7 +4,6 @@ Needs torch >= 2.10 (`pip install torch`): older versions can be made to run cod
 file even with `weights_only=True` (CVE-2025-32434, CVE-2026-24747).
 """
 
-import argparse
 import hashlib
 import pickle
 import sys
@@ -81,7 +80,7 @@ def _read(source: Path) -> Mapping:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m sdfp.convert_pth", description=__doc__)
+    parser = cli.parser("sdfp.convert_pth", __doc__)
     parser.add_argument("source", type=Path, metavar="IN.pth")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors")
     arguments = parser.parse_args(argv)

@@ -7,7 +7,6 @@ label names and image processor. DIR/timm is the encoder (and head) for timm. `c
 and `sdfp.predict --model` read the folder too.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +29,7 @@ def export(workdir: Path, stage: str, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdfp.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("sdfp.export", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--stage", required=True, help="as in results.json, e.g. further_pretrain")
     parser.add_argument("--out", type=Path, required=True, help="the new folder")

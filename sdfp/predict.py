@@ -9,7 +9,6 @@ The result has one line per image: its path, the predicted label, the probabilit
 probability of every class. Files that cannot be read or decoded are listed and left out.
 """
 
-import argparse
 import csv
 import functools
 import itertools
@@ -183,11 +182,7 @@ def _whole_file(path: Path) -> Iterator[Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdfp.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("sdfp.predict", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory, exported folder")
     parser.add_argument("--stage", default="", help="of a work directory, as in results.json")
     parser.add_argument("--input", type=Path, required=True, help="folder, image or CSV file")

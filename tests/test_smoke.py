@@ -88,7 +88,7 @@ def test_vit_cifar100(tmp_path, real_data):
     output, results = run(tmp_path, "configs/vit_cifar100.py:smoke", *where, *more)
     counts = results["data"]["counts"]
     assert (counts["train"], counts["unlabelled"], counts["test"]) == (1000, 1000, 5000)
-    assert "5000 train and 5000 test images were found, the whole has 50000 and 10000" in output
+    assert "it has 50000 train and 10000 test images, here are 5000 and 5000" in output
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "configs").glob("vit_*.py")))

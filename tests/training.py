@@ -1,6 +1,7 @@
 """A training run small enough for tests, through the real loops."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,7 +14,14 @@ from sdfp.train import loop, stage, step
 
 KEY = jax.random.key(3)
 ORDER_SEED = 5
-PREPARE = images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2), 16)
+
+
+@functools.cache
+def prepare_images(side):
+    return images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2), side)
+
+
+PREPARE = prepare_images(16)
 
 
 def recipe(config, **changes) -> Recipe:
@@ -68,7 +76,8 @@ def train(
         The last state on the host, and {term: [steps]}.
     """
     tx = stage.make_optimizer(recipe)
-    prepare = loop.make_prepare(PREPARE, recipe.augment, per_example)
+    images_ = prepare_images(feed.split.arrays["image"].shape[1])
+    prepare = loop.make_prepare(images_, recipe.augment, per_example)
     calls = loop.train(
         devices.replicate(jax.device_get(step.init_state(params, tx))),
         devices.replicate(frozen),

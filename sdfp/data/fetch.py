@@ -1,14 +1,12 @@
 """Downloads the original files of a data set: `python -m sdfp.data.fetch NAME --dir D`.
 
 The private folder D/.fetch holds `<name>.part` while a file comes in (a later run goes on where
-it ended) and `<name>.tmp` while it is extracted. Only a whole and verified archive is moved from
-there, entry by entry; `<name>.moving` lists the entries before the first is moved, so that a later
-run can finish this. `<name>.done` comes last: the next run skips this file, while its entries are
-there. What is yours is never overwritten or deleted: a file that you put to D/<into>/<name> is
-verified and used instead of a download, and an entry that is in the way is an error.
+it ended) and `<name>.tmp` while it is extracted. `<name>.moving` lists the entries before the first
+is moved into place, so that a later run can finish that. `<name>.done` comes last: the next run
+skips this file. What is yours is never overwritten or deleted: a file that you put to
+D/<into>/<name> is verified and used instead of a download, an entry in the way is an error.
 """
 
-import argparse
 import fcntl
 import hashlib
 import http.client
@@ -104,9 +102,8 @@ def fetch(downloads: Sequence[Download], folder: Path) -> None:
                     f"{folder}: downloading and extracting needs about {needed / 1e9:.1f} GB, free "
                     f"are {free / 1e9:.1f} GB: make room or take another folder"
                 )
-            for item in items:  # all of them at once: offline, the user needs every address
-                if not item.is_done():
-                    say(f"{item.manual}: {item.download.size / 1e6:.1f} MB, {item.download.url}")
+            for item in items:  # all at once: offline, the user needs every address
+                say(f"{item.manual}: {item.download.size / 1e6:.1f} MB, {item.download.url}")
             for item in items:
                 _fetch_one(item)
     except OSError as error:  # not the network's: those are caught where they arise
@@ -122,8 +119,8 @@ def _take(lock: Any, folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{folder}: another run is fetching to it: wait until it ends") from None
-    except OSError:
-        pass  # a file system without locks: then it is up to the user
+    except OSError:  # a file system without locks: then it is up to the user
+        say(f"{folder}: cannot be locked; let no other run fetch to it")
 
 
 def _fetch_one(item: _Item) -> None:
@@ -280,21 +277,19 @@ def _extract(item: _Item, archive: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdfp.data.fetch", description="Downloads the original files of a data set."
-    )
+    parser = cli.parser("sdfp.data.fetch", "Downloads the original files of a data set.")
     parser.add_argument("name", metavar="NAME", help="as in config.data.name")
     parser.add_argument("--dir", type=Path, required=True, metavar="D", help="folder for the files")
     arguments = parser.parse_args(argv)
     name, folder = arguments.name, arguments.dir.expanduser()
-    known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
-    config = f"--config configs/vit_{name}.py --config.data.dir={shlex.quote(str(folder))}"
 
     def run() -> None:
+        known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
         if name not in known:
             raise UserError(f"{name}: nothing to download; can be fetched: {', '.join(known)}")
         fetch(DATASETS[name].downloads, folder)
-        say(f"Next: python -m sdfp.main {config}")
+        where = shlex.quote(str(folder))
+        say(f"Next: python -m sdfp.main --config configs/vit_{name}.py --config.data.dir={where}")
 
     return cli.exit_code(run)
 

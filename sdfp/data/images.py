@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,32 +123,35 @@ def assemble_arrays(
         raise UserError(f"no unlabelled image in {notes['source']}")
     held_out = {"validation": validation, "test": test}
     parts = {"train": train, "unlabelled": unlabelled, **held_out}
+    facts = {
+        "counts": {name: len(split) if split else 0 for name, split in parts.items()},
+        "classes": len(class_names),
+        "own_splits": own,
+        "found": whole,
+        "published": published or whole,
+        "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
+        "test_images_in_train": _shared_images(train, test) if test else 0,
+    }
+    trained_on = (train,) if unlabelled is train else (train, unlabelled)
     return Dataset(
         **parts,
         class_names=class_names,
-        fingerprint=_fingerprint(
-            (train,) if unlabelled is train else (train, unlabelled), settings
-        ),
-        notes={
-            **notes,
-            "counts": {name: len(split) if split else 0 for name, split in parts.items()},
-            "classes": len(class_names),
-            "own_splits": own,
-            "found": whole,
-            "published": published or whole,
-            "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
-            "test_images_in_train": _shared_images(train, test) if test else 0,
-        },
+        fingerprint=_fingerprint(trained_on, settings),
+        notes={**notes, **facts},
         prepare=make_prepare(settings.mean, settings.std, settings.image_size),
         to_pixels=make_to_pixels(settings.mean, settings.std),
-        input={
-            "kind": "image",
-            "image_size": settings.image_size,
-            "channels": settings.channels,
-            "mean": list(settings.mean),
-            "std": list(settings.std),
-        },
+        input=_describe_input(settings),
     )
+
+
+def _describe_input(settings: Data) -> dict[str, Any]:
+    return {
+        "kind": "image",
+        "image_size": settings.image_size,
+        "channels": settings.channels,
+        "mean": list(settings.mean),
+        "std": list(settings.std),
+    }
 
 
 def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -> Callable:

@@ -48,7 +48,9 @@ def keep(
     final = directory / "final"
     flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
     _claim(directory, flat)
-    if not _holds(directory / MODEL, card):
+    # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
+    # use to this stage's parameters.
+    if _class_names(directory / MODEL) != list(card["class_names"]):
         checkpoint.write_json(directory / MODEL, card)
     new = not checkpoint.exists(final)
     if not new:
@@ -60,8 +62,8 @@ def keep(
     return _read(final, directory, new)
 
 
-def _holds(path: Path, content: Mapping[str, Any]) -> bool:
-    return path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(content))
+def _class_names(path: Path) -> list[str] | None:
+    return json.loads(path.read_text()).get("class_names") if path.exists() else None
 
 
 def _read(final: Path, directory: Path, new: bool) -> Outcome:
