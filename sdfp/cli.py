@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sdfp.types import UserError
 
 
-def parser(module: str, description: str) -> argparse.ArgumentParser:
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Of `python -m module`; the description's lines are kept as they are."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sdfp import cli, parallel, report, trained
-from sdfp.data import cache, image_folder, images, loading
+from sdfp.data import cache, image_folder, loading, pixels
 from sdfp.data.interface import Split
 from sdfp.train import evaluation
 from sdfp.trained import Trained
@@ -122,18 +122,18 @@ def _classifier(model: Trained, rows: int) -> Iterator[Callable[[np.ndarray], np
         log_probabilities = functools.partial(
             evaluation.log_probabilities,
             backbone=model.family.make(model.card.settings, precision.dtype),
-            prepare=images.make_prepare(made["mean"], made["std"], made["image_size"]),
+            prepare=pixels.make_prepare(made["mean"], made["std"], made["image_size"]),
             devices=devices,
             rows=rows,
         )
 
-        def classify(pixels: np.ndarray) -> np.ndarray:
+        def classify(image: np.ndarray) -> np.ndarray:
             # Fewer than `rows` would be another program.
-            padding = np.zeros((max(0, rows - len(pixels)), *pixels.shape[1:]), np.uint8)
-            image = np.concatenate([pixels, padding])
-            split = Split({"image": image}, ("",) * len(image))
+            padding = np.zeros((max(0, rows - len(image)), *image.shape[1:]), np.uint8)
+            padded = np.concatenate([image, padding])
+            split = Split({"image": padded}, ("",) * len(padded))
             feed = loading.open_feed(split, devices, resident_gb=0)
-            probability = np.exp(log_probabilities(params, feed))[: len(pixels)]
+            probability = np.exp(log_probabilities(params, feed))[: len(image)]
             if not np.isfinite(probability).all():
                 raise UserError(f"{model.name}: its predictions are not finite: damaged weights?")
             return probability

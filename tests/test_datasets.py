@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data_helpers import DEFAULTS, grey, settings
 
-from sdfp.data import digits, images, registry, splits
+from sdfp.data import digits, images, pixels, registry, splits
 from sdfp.data.interface import Split
 from sdfp.types import UserError
 
@@ -107,7 +107,7 @@ def batch_of(index, channels=3):
     return {"image": pixels[index], "index": index, "weight": np.ones(len(index), np.float32)}
 
 
-prepare = images.make_prepare(DEFAULTS.mean, DEFAULTS.std, 6)
+prepare = pixels.make_prepare(DEFAULTS.mean, DEFAULTS.std, 6)
 
 
 def test_prepare_normalises_and_keeps_the_rest():
@@ -121,7 +121,7 @@ def test_prepare_normalises_and_keeps_the_rest():
 
 def test_to_pixels_inverts_prepare():
     batch = batch_of(range(10))
-    to_pixels = images.make_to_pixels(DEFAULTS.mean, DEFAULTS.std)
+    to_pixels = pixels.make_to_pixels(DEFAULTS.mean, DEFAULTS.std)
     floats = prepare(batch, jax.random.key(0), False)["image"]
     np.testing.assert_array_equal(to_pixels(floats), batch["image"])
     np.testing.assert_array_equal(to_pixels(floats[0]), batch["image"][0])

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import http.server
 import io
+import itertools
 import os
 import shutil
 import socket
@@ -267,6 +268,7 @@ def test_wrong_digest(server, tmp_path, kind):
         zipped({"ok": b"", "..\\out": b"x"}),
         zipped({"ok": b"", "in": b"../.."}, links=["in"]),
     ],
+    ids=itertools.count(),
 )
 def test_members_that_lead_out(server, tmp_path, body):
     name = "a.zip" if body.startswith(b"PK") else "a.tgz"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from configs import common
-from sdfp.data import images, loading
+from sdfp.data import loading, pixels
 from sdfp.data.interface import Split
 from sdfp.settings import Recipe
 from sdfp.train import loop, stage, step
@@ -18,7 +18,7 @@ ORDER_SEED = 5
 
 @functools.cache
 def prepare_images(side):
-    return images.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2), side)
+    return pixels.make_prepare((0.5, 0.4, 0.6), (0.25, 0.3, 0.2), side)
 
 
 PREPARE = prepare_images(16)

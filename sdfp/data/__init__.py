@@ -9,5 +9,6 @@ interface.py  what a data set is        plan.py    which examples are in which b
 images.py     listing -> Dataset        splits.py  stratified cuts and label budgets
 layout.py     original layouts -> rows  tfds.py    prepared TFDS data sets -> rows
 cache.py      decode once, keep on disk decode.py  one image file -> uint8 array
+pixels.py     uint8 <-> model input     loading.py from host memory to the devices
 fetch.py      downloads                 unpack.py  archives that are not trusted
 """

@@ -1,18 +1,16 @@
 """From a list of image files, or from arrays, to a `Dataset`: what all image data sets share."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sdfp.data import cache, splits
+from sdfp.data import cache, pixels, splits
 from sdfp.data.interface import Dataset, Split
 from sdfp.settings import Data
-from sdfp.types import Batch, Key, UserError
+from sdfp.types import UserError
 
 
 class Example(NamedTuple):
@@ -93,25 +91,23 @@ def assemble_arrays(
     """Cuts test, validation and label budget from `train`, as far as they are not given.
 
     `settings.test_fraction` counts only where `test` is None, `validation_fraction` only where
-    `validation` is None; the budget `train_labels` is taken from what is left. All cuts are
-    stratified and drawn from `split_seed`. Without labels nothing is cut. Where the data set
-    brings no unlabelled images of its own, the budget cuts `unlabelled` with `train` (they are
-    one object); its own unlabelled images are used as they are.
+    `validation` is None; the budget `train_labels` is taken from what is left, stratified like all
+    cuts. Without labels nothing is cut. Where the data set has no unlabelled images of its own,
+    the budget cuts `unlabelled` with `train` (they are one object); else they stay as they are.
 
     Args:
-      train, test, validation, unlabelled: `image` uint8 [n, side, side, channels]; any other
-        side than `settings.image_size` is resized to that within the compiled step.
+      train, test, validation, unlabelled: `image` uint8 [n, side, side, channels]; a side other
+        than `settings.image_size` is resized to that within the compiled step.
       settings: `mean` and `std` have one value per channel, for pixels scaled to 0..1.
       class_names: by label; empty where `train` has no labels.
       notes: goes to results.json, with the counts added.
-      published: how many training and test images the whole data set has, where that is known.
+      published: training and test images of the whole data set, where that is known.
 
     Raises:
-      UserError: no image left, fewer than two classes, a class without training examples, a
-        label out of range, a budget that cannot be met, no test split and no way to make one,
-        or a fraction for a split that the data set has.
+      UserError: no image left, fewer than two classes, a class without training examples, a label
+        out of range, a budget that cannot be met, no test split, or a fraction for one it has.
     """
-    whole = (len(train), len(test) if test else 0)
+    found = (len(train), len(test) if test else 0)
     own = [name for name, split in [("test", test), ("validation", validation)] if split]
     if not len(train):
         raise UserError(f"no image to train on in {notes['source']}")
@@ -122,24 +118,24 @@ def assemble_arrays(
     if not len(unlabelled):
         raise UserError(f"no unlabelled image in {notes['source']}")
     held_out = {"validation": validation, "test": test}
-    parts = {"train": train, "unlabelled": unlabelled, **held_out}
+    parts: dict[str, Any] = {"train": train, "unlabelled": unlabelled, **held_out}
     facts = {
         "counts": {name: len(split) if split else 0 for name, split in parts.items()},
         "classes": len(class_names),
         "own_splits": own,
-        "found": whole,
-        "published": published or whole,
+        "found": found,
+        "published": published or found,
         "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
-        "test_images_in_train": _shared_images(train, test) if test else 0,
+        "test_images_in_train": _shared_images(train, test),
     }
-    trained_on = (train,) if unlabelled is train else (train, unlabelled)
+    seen = (train,) if unlabelled is train else (train, unlabelled)
     return Dataset(
         **parts,
         class_names=class_names,
-        fingerprint=_fingerprint(trained_on, settings),
+        fingerprint=_fingerprint(seen, settings),
         notes={**notes, **facts},
-        prepare=make_prepare(settings.mean, settings.std, settings.image_size),
-        to_pixels=make_to_pixels(settings.mean, settings.std),
+        prepare=pixels.make_prepare(settings.mean, settings.std, settings.image_size),
+        to_pixels=pixels.make_to_pixels(settings.mean, settings.std),
         input=_describe_input(settings),
     )
 
@@ -152,55 +148,6 @@ def _describe_input(settings: Data) -> dict[str, Any]:
         "mean": list(settings.mean),
         "std": list(settings.std),
     }
-
-
-def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -> Callable:
-    """`prepare(batch, key, augment) -> batch`, for use inside the compiled step.
-
-    `batch["image"]` uint8 [n, height, width, channels] becomes float32 `(image / 255 - mean) /
-    std` [n, image_size, image_size, channels]; the other entries are kept. Another size is resized
-    as PIL does in decode.py: bilinear, averaging when it shrinks, to whole pixel values.
-    `augment` is static: True flips each image left to right with probability 1/2, drawn from
-    (key, batch["index"]), so that neither the place in the batch nor the number of devices
-    changes it.
-    """
-    mean_, std_ = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
-
-    def prepare(batch: Batch, key: Key, augment: bool) -> Batch:
-        image = batch["image"].astype(jnp.float32)
-        if image.shape[1:3] != (image_size, image_size):
-            image = _resize(image, image_size)
-        image = (image / 255 - mean_) / std_
-        if augment:
-            heads = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i))
-            flip = jax.vmap(heads)(batch["index"])
-            image = jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
-        return {**batch, "image": image}
-
-    return prepare
-
-
-def _resize(image: jax.Array, size: int) -> jax.Array:
-    # PIL's order: width, then height, each to whole values with halves rounded up.
-    for axis in (2, 1):
-        shape = (*image.shape[:axis], size, *image.shape[axis + 1 :])
-        image = jnp.floor(jax.image.resize(image, shape, "bilinear") + 0.5)
-    return image
-
-
-def make_to_pixels(mean: Sequence[float], std: Sequence[float]) -> Callable:
-    """`to_pixels(images) -> uint8`, the inverse of `prepare` on the host (NumPy), for pictures.
-
-    Takes float [..., height, width, channels] in the model's input space. Values outside what
-    pixels can show are clipped; NaN turns black.
-    """
-    mean_, std_ = np.array(mean, np.float32), np.array(std, np.float32)
-
-    def to_pixels(images) -> np.ndarray:
-        scaled = (np.asarray(images, np.float32) * std_ + mean_) * 255
-        return np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
-
-    return to_pixels
 
 
 def _split(images: np.ndarray, examples: list[Example]) -> Split:
@@ -268,8 +215,10 @@ def _check_labels(parts: dict[str, Split | None], class_names: tuple[str, ...]) 
             raise UserError(f"{len(absent)} classes have no training example: {names}")
 
 
-def _shared_images(train: Split, test: Split) -> int:
+def _shared_images(train: Split, test: Split | None) -> int:
     """How many test images are in train, pixel for pixel."""
+    if test is None:
+        return 0
     seen = {hashlib.sha256(image.tobytes()).digest() for image in train.arrays["image"]}
     return sum(hashlib.sha256(i.tobytes()).digest() in seen for i in test.arrays["image"])
 
