@@ -378,7 +378,7 @@ def as_we_read(image, data):
     """[1, image_size, image_size, channels] of the same image by our data side."""
     file = io.BytesIO()
     image.save(file, "png")
-    pixels = decode.decode(file.getvalue(), data["image_size"], data["channels"])
+    decoded = decode.decode(file.getvalue(), data["image_size"], data["channels"])
     prepare = pixels.make_prepare(data["mean"], data["std"], data["image_size"])
     return np.asarray(prepare({"image": jnp.asarray(pixels)[None]}, None, False)["image"])
 

@@ -107,8 +107,7 @@ def assemble_arrays(
       UserError: no image left, fewer than two classes, a class without training examples, a label
         out of range, a budget that cannot be met, no test split, or a fraction for one it has.
     """
-    found = (len(train), len(test) if test else 0)
-    own = [name for name, split in [("test", test), ("validation", validation)] if split]
+    found, given = (len(train), len(test) if test else 0), {"test": test, "validation": validation}
     if not len(train):
         raise UserError(f"no image to train on in {notes['source']}")
     if train.labelled:
@@ -122,7 +121,7 @@ def assemble_arrays(
     facts = {
         "counts": {name: len(split) if split else 0 for name, split in parts.items()},
         "classes": len(class_names),
-        "own_splits": own,
+        "own_splits": [name for name, split in given.items() if split],
         "found": found,
         "published": published or found,
         "held_out": {n: _fingerprint([s], settings) for n, s in held_out.items() if s},
