@@ -16,7 +16,7 @@ import tiny_vit
 from PIL import Image
 
 from sdfp import hub_folder, pretrained
-from sdfp.data import decode
+from sdfp.data import decode, pixels
 from sdfp.models import registry, vit_mae, vit_weights
 from sdfp.models.interface import Card
 from sdfp.types import UserError
@@ -380,7 +380,7 @@ def as_we_read(image, data):
     image.save(file, "png")
     decoded = decode.decode(file.getvalue(), data["image_size"], data["channels"])
     prepare = pixels.make_prepare(data["mean"], data["std"], data["image_size"])
-    return np.asarray(prepare({"image": jnp.asarray(pixels)[None]}, None, False)["image"])
+    return np.asarray(prepare({"image": jnp.asarray(decoded)[None]}, None, False)["image"])
 
 
 @pytest.mark.torch
