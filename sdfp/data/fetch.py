@@ -103,7 +103,7 @@ def fetch(downloads: Sequence[Download], folder: Path) -> None:
                     f"are {free / 1e9:.1f} GB: make room or take another folder"
                 )
             for item in items:  # all at once: offline, the user needs every address
-                say(f"{item.manual}: {item.download.size / 1e6:.1f} MB, {item.download.url}")
+                say(f"{item.manual}: {item.download.size:,} bytes, {item.download.url}")
             for item in items:
                 _fetch_one(item)
     except OSError as error:  # not the network's: those are caught where they arise
