@@ -282,6 +282,7 @@ FAULTS = {
         (add("labels/val1.txt", "a/b/c.jpg"), r"val1\.txt, line 3: .*'a/b/c\.jpg'"),
         (add("labels/test1.txt", "../secret.jpg"), r"test1\.txt, line 3: .*secret"),
         (add("labels/val1.txt", "banded/banded_0002.jpg"), TWICE.format("train")),
+        (lambda root: (root / "labels/test1.txt").write_text("\n"), r"test1\.txt: is empty"),
         (add("labels/test1.txt", "banded/banded_0002.jpg"), TWICE.format("train and in test")),
         (add("labels/test1.txt", "banded/x.jpg"), r"broken.*banded/x\.jpg \(no such file\)"),
         (add("labels/test1.txt", "banded/\0.jpg"), r"test1\.txt, line 3: holds a null"),

@@ -168,7 +168,8 @@ def read_pickle(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except Exception as error:  # damaged pickles end in many kinds of errors
         raise UserError(
-            f"{file}: not a file of CIFAR-100, or cut short ({one_line(error)}); get it again"
+            f"{file}: not a file of CIFAR-100, or cut short ({one_line(error) or 'no end'}); get "
+            "it again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a file of CIFAR-100: it holds no dict")

@@ -48,12 +48,14 @@ def lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not empty, stripped, with their numbers from 1.
 
     Raises:
-        UserError: it cannot be read, or holds a null character.
+        UserError: it cannot be read, holds a null character, or no line at all.
     """
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if not text.strip():
+        raise UserError(f"{file}: is empty; get it again")
     for number, line in enumerate(text.splitlines(), 1):
         if "\0" in line:
             raise UserError(f"{file}, line {number}: holds a null character; is it a text file?")
