@@ -95,7 +95,7 @@ def open_weights(weights: str, revision: str = "") -> Weights:
     config = folder / "config.json"
     return Weights(
         path=str(path if path.exists() else folder),
-        config=_read_json(config) if config.exists() else None,
+        config=read_json(config) if config.exists() else None,
         tensors=tensors,
         digest=_digest(files),
     )
@@ -239,7 +239,7 @@ def _files_of(folder: Path, weights: str) -> list[Path]:
     """The safetensors files of one model, in the order of their names."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).exists():
-        shards = _read_json(folder / INDEX).get("weight_map")
+        shards = read_json(folder / INDEX).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else set()
         absent = sorted(names - {file.name for file in files})
         if absent or not names:
@@ -276,9 +276,9 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as JSON: {one_line(error)}") from None
     if not isinstance(value, dict):

@@ -1,8 +1,6 @@
 """A trained model, out of a work directory or an exported folder."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +58,7 @@ def open_stage(workdir: Path, stage: str) -> Trained:
         params, _ = checkpoint.restore(directory / "final")
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"{one_line(error)}. Delete {directory} and run it again") from error
-    content = _read_json(directory / MODEL)
+    content = pretrained.read_json(directory / MODEL)
     try:
         family = BACKBONES[content["family"]]
         settings = family.settings(**content["settings"])
@@ -94,7 +92,7 @@ def default_classifier(workdir: Path) -> str:
     """
     tuned = [stage for stage in stages(workdir) if stage.startswith("finetune/")]
     results = workdir / "results.json"
-    entries = _read_json(results)["results"] if results.exists() else []
+    entries = pretrained.read_json(results)["results"] if results.exists() else []
     entries = [entry for entry in entries if entry["stage"] in tuned]
     if not entries:
         listed = ", ".join(tuned) or "none is fine-tuned yet"
@@ -108,7 +106,7 @@ def open_folder(folder: Path) -> Trained:
     Raises:
         UserError: not such a folder, another kind of model, or weights that do not fit.
     """
-    files = {path.name: _read_json(path) for path in folder.glob("*config.json")}
+    files = {path.name: pretrained.read_json(path) for path in folder.glob("*config.json")}
     kind = files.get("config.json", {}).get("model_type")
     family = next((f for f in BACKBONES.values() if kind in f.model_types), None)
     if family is None:
@@ -128,13 +126,3 @@ def open_folder(folder: Path) -> Trained:
     else:
         params, _ = pretrained.load(weights, backbone, jax.random.key(0), "stop")
     return Trained(str(folder), family, card, jax.device_get(params))
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return content
