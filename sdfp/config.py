@@ -140,6 +140,7 @@ def parse(
     fields = [f.name for f in dataclasses.fields(settings.Experiment) if f.name not in parsed]
     _same_keys("", rest, fields)
     hints = get_type_hints(settings.Experiment)
+    hints |= dict.fromkeys(("data", "source"), families[family].DATA)
     metadata = {f.name: f.metadata for f in dataclasses.fields(settings.Experiment)}
     for key in fields:
         parsed[key] = _value(hints[key], metadata[key], rest[key], key)
@@ -170,16 +171,11 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
                 f"config.stages.{name}.warmup_steps: must be below steps ({recipe.steps}); "
                 f"got {recipe.warmup_steps}"
             )
+        if recipe.augment and isinstance(experiment.data, settings.TextData):
+            raise UserError(f"config.stages.{name}.augment: texts have no augmentation; set False")
     for key, data in (("data", experiment.data), ("source", experiment.source)):
-        for part in ("mean", "std"):
-            values = getattr(data, part)
-            if len(values) != data.channels:
-                raise UserError(
-                    f"config.{key}.{part}: needs {data.channels} values, one per channel; "
-                    f"got {values}"
-                )
-        if min(data.std) <= 0:
-            raise UserError(f"config.{key}.std: must be above 0; got {data.std}")
+        if isinstance(data, settings.Data):
+            _check_normalisation(key, data)
     kind, weights = experiment.init.kind, experiment.init.weights
     if kind == "weights" and not weights:
         raise UserError(
@@ -190,6 +186,17 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
             f"config.init.weights: {weights!r} would not be read with config.init.kind={kind}; "
             "set the kind to weights"
         )
+
+
+def _check_normalisation(key: str, data: settings.Data) -> None:
+    for part in ("mean", "std"):
+        values = getattr(data, part)
+        if len(values) != data.channels:
+            raise UserError(
+                f"config.{key}.{part}: needs {data.channels} values, one per channel; got {values}"
+            )
+    if min(data.std) <= 0:
+        raise UserError(f"config.{key}.std: must be above 0; got {data.std}")
 
 
 def _plain(value):

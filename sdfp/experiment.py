@@ -73,7 +73,7 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         _greet(settings, place, precision)
         target = preflight.load_data("data", settings.data, place)
         backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
-        preflight.check_input(model, settings.data, "data")
+        BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
         preflight.check_held_out(settings, target.data)
         preflight.check_names(settings, init.params)
         context = Context(settings, place, target, backbone, model, precision.name, init.record, {})
@@ -112,8 +112,9 @@ def _initial(context: Context, init_params: Params) -> Params:
     settings = context.settings
     if settings.init.kind != "pretrain":
         return init_params
-    preflight.check_input(context.model, settings.source, "source")
     source = preflight.load_data("source", settings.source, context.place)
+    family = BACKBONES[settings.model_name]
+    family.check_input(context.model, source.data.input, "source")
     return _fit(context, source, "pretrain", algorithm.masked_loss(context.backbone), init_params)
 
 

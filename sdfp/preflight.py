@@ -2,14 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdfp import checkpoint, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset
 from sdfp.data.loading import Feed
 from sdfp.data.registry import DATASETS
-from sdfp.settings import Data, Experiment
+from sdfp.settings import Examples, Experiment
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError, one_line
 
@@ -31,7 +31,7 @@ def check_workdir(workdir: Path) -> None:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
 
-def load_data(block: str, settings: Data, place: Place) -> Source:
+def load_data(block: str, settings: Examples, place: Place) -> Source:
     """The data set that a block of the config names, with its counts said."""
     if settings.name not in DATASETS:
         raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
@@ -48,16 +48,8 @@ def load_data(block: str, settings: Data, place: Place) -> Source:
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
     report.say(f"{block}: {settings.name}, {told}{classes}")
-    found, published = data.notes["found"], data.notes["published"]
-    if found != published:
-        report.say(
-            f"{block}: not the whole published set: it has {published[0]} train and "
-            f"{published[1]} test images, here are {found[0]} and {found[1]}"
-        )
-    for name, why in data.notes["broken"].items():
-        report.say(f"{block}: left out {name}: {why}")
-    if shared := data.notes["test_images_in_train"]:
-        report.say(f"{block}: {shared} test images are in train too, pixel for pixel")
+    for remark in data.remarks:
+        report.say(f"{block}: {remark}")
     train = loading.open_feed(data.train, place.devices, place.run.resident_gb)
     if data.unlabelled is data.train:  # as a rule: one copy on the devices
         return Source(data, {"train": train, "unlabelled": train})
@@ -71,15 +63,6 @@ def check_held_out(settings: Experiment, data: Dataset) -> None:
             f"config.evaluate_on={settings.evaluate_on}: there is no such split; cut one with "
             f"--config.data.{settings.evaluate_on}_fraction=0.2"
         )
-
-
-def check_input(model: Any, data: Data, block: str) -> None:
-    for key in ("image_size", "channels"):
-        if getattr(model, key) != getattr(data, key):
-            raise UserError(
-                f"config.{block}.{key} is {getattr(data, key)}, config.model.{key} is "
-                f"{getattr(model, key)}: they must be equal"
-            )
 
 
 def check_names(settings: Experiment, params: Params) -> None:

@@ -18,22 +18,40 @@ def choice(*options) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where the examples come from and how they are cut."""
+class Examples:
+    """Where the examples come from and how they are cut: what images and texts share."""
 
     name: str
     dir: str
     source: str = choice("files", "tfds")
-    image_size: int = number(1)
-    channels: int = choice(1, 3)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     test_fraction: float = number(0, below=1)
     validation_fraction: float = number(0, below=1)
     train_labels: int = number(0)
     split_seed: int = number(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Examples):
+    """Images."""
+
+    image_size: int = number(1)
+    channels: int = choice(1, 3)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     max_broken: int = number(0)
     cache_dir: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(Examples):
+    """Texts."""
+
+    tokenizer: str
+    tokenizer_revision: str
+    vocab_size: int = number(0)
+    max_length: int = number(3)
+    text_column: str
+    label_column: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +125,8 @@ class Experiment:
     seed: int = number(0)
     precision: str = choice("auto", "float32", "tf32", "bfloat16")
     evaluate_on: str = choice("test", "validation")
-    data: Data
-    source: Data
+    data: Examples
+    source: Examples
     model_name: str
     model: Any
     init: Init

@@ -11,9 +11,10 @@ class Split(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     """Leading axis: examples. Images: `image` uint8 [n, height, width, channels] (may be
-    memory-mapped) and, where there are labels, `label` int32 [n], contiguous from 0."""
+    memory-mapped). Texts: `tokens` int32 [n, longest], <s> to </s> and then <pad>, and `length`
+    int32 [n]. Where there are labels, `label` int32 [n], contiguous from 0."""
     ids: tuple[str, ...]
-    """One name per example, for predictions.csv: the relative path, or a number."""
+    """One name per example, for predictions.csv: the relative path, or file and number."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,18 +36,25 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     """Empty where there are no labels."""
     fingerprint: str
-    """Hash of what the training stages see: ids, pixels, labels, image size."""
+    """Hash of what the training stages see: ids, pixels or tokens, labels, image size."""
     notes: dict
     """Facts for results.json: counts, broken files by name, the source that was read."""
+    remarks: tuple[str, ...]
+    """What its user should be told, a line each: test examples that are in train, texts cut, ..."""
+    metric: str
+    """The headline one: accuracy, micro_f1 or macro_f1."""
     prepare: Callable
     """(batch, key, augment) -> batch. Runs inside the compiled step, once for all passes of
-    the step: uint8 -> normalised float32 `image` of the model's size; `augment` adds the random
-    horizontal flip, drawn per (key, example index)."""
-    to_pixels: Callable
-    """float images in the model's input space -> uint8 [..., height, width, channels]."""
+    the step. Images: uint8 -> normalised float32 `image` of the model's size; `augment` adds the
+    random horizontal flip, drawn per (key, example index). Texts stay as they are."""
     input: dict[str, Any]
     """How the model's input is made outside of a run. Images: kind "image", `image_size`,
-    `channels`, `mean`, `std`."""
+    `channels`, `mean`, `std`. Texts: kind "text", `max_length`, `tokenizer` (the content of a
+    tokenizer.json)."""
+    to_pixels: Callable | None = None
+    """Images: float images in the model's input space -> uint8 [..., height, width, channels]."""
+    to_text: Callable | None = None
+    """Texts: what `Backbone.picture` gives, ids [rows, 3, length] -> a text to read."""
 
 
 class Download(NamedTuple):

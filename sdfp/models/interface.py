@@ -54,12 +54,16 @@ class Family(NamedTuple):
 
     settings: type
     """The frozen dataclass that `config.model` is parsed into. Its MASKED_ONLY and FINETUNE_ONLY
-    name the fields that the other stages do not depend on."""
+    name the fields that the other stages do not depend on; its DATA is the dataclass of
+    `config.data` and `config.source`."""
     make: Callable
     """(settings, dtype) -> Backbone; `dtype` is the compute type, parameters stay float32."""
     read_config: Callable
     """(settings, config.json as a dict or None, {name: shape}) -> settings: the architecture
     of a weight file, over the settings of the run."""
+    check_input: Callable
+    """(settings, Dataset.input, block) -> None; raises UserError where the model cannot take what
+    the data set of `config.<block>` makes."""
     model_types: tuple[str, ...]
     """What `model_type` in a config.json may say for this family."""
     export: Callable

@@ -7,6 +7,7 @@ BACKBONES: dict[str, interface.Family] = {
         settings=vit_mae.Settings,
         make=vit_mae.make,
         read_config=vit_mae.read_config,
+        check_input=vit_mae.check_input,
         model_types=("vit_mae", "vit"),
         export=vit_export.export,
         describe=vit_export.describe,

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdfp.settings import number
+from sdfp.settings import TextData, number
 from sdfp.types import UserError
 
 
@@ -25,6 +25,7 @@ class Settings:
 
     MASKED_ONLY: ClassVar = ("mask_rate", "dropout_pretrain", "attention_dropout_pretrain")
     FINETUNE_ONLY: ClassVar = ("dropout_finetune", "attention_dropout_finetune")
+    DATA: ClassVar = TextData
 
     vocab_size: int = number(1)
     max_positions: int = number(1)

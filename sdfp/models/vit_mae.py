@@ -3,7 +3,7 @@
 `batch["image"]` is [examples, height, width, channels], float32, already normalised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -183,6 +183,16 @@ def add_head(settings: Settings, params, num_classes: int, key) -> dict:
     head = nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.02))
     fresh = head.init(key, jnp.zeros((1, settings.dim)))["params"]
     return {"encoder": params["encoder"], "head": fresh}
+
+
+def check_input(settings: Settings, input: Mapping[str, Any], block: str) -> None:
+    """Raises UserError where the images of `config.<block>` have another size than the model's."""
+    for key in ("image_size", "channels"):
+        if getattr(settings, key) != input[key]:
+            raise UserError(
+                f"config.{block}.{key} is {input[key]}, config.model.{key} is "
+                f"{getattr(settings, key)}: they must be equal"
+            )
 
 
 def make(settings: Settings, dtype) -> interface.Backbone:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdfp.models import vit_positions
-from sdfp.settings import choice, number
+from sdfp.settings import Data, choice, number
 from sdfp.types import UserError
 
 
@@ -24,6 +24,7 @@ class Settings:
 
     MASKED_ONLY: ClassVar = ("mask_ratio", "normalize_targets", "dropout_pretrain")
     FINETUNE_ONLY: ClassVar = ("dropout_finetune",)
+    DATA: ClassVar = Data
 
     image_size: int = number(1)
     patch_size: int = number(1)
