@@ -44,7 +44,7 @@ def self_distillation_loss(backbone: Backbone, tokens: str) -> LossFn:
     def loss(params, frozen, batch: Batch, key: Key) -> dict[str, jax.Array]:
         masked_key, dropout_key = jax.random.split(key)
         student = backbone.features(params["encoder"], batch, dropout_key, True, tokens=tokens)
-        distill = losses.squared_distance(student, batch["target"])
+        distill = losses.squared_distance(student, batch["target"], batch.get("length"))
         return {**masked(params, frozen, batch, masked_key), "distill": distill}
 
     return loss

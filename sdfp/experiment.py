@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 import sdfp
 from sdfp import algorithm, checkpoint, config, initial, parallel, preflight, report, trained
@@ -83,7 +82,7 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             if new:  # what is there already stays, until this run has something to add
                 _write_results(context, entries, complete=False)
     results = _write_results(context, entries, complete=True)
-    _farewell(results, settings, workdir)
+    _farewell(results, target.data.metric, workdir)
     return results
 
 
@@ -175,16 +174,18 @@ def _card(context: Context, data: Dataset, class_names: tuple[str, ...]) -> dict
 
 
 def _draw(context: Context, data: Dataset, outcome: Outcome) -> None:
-    """A PNG of masked input, reconstruction, original for the first images."""
-    path = outcome.directory / "reconstructions.png"
+    """A file with masked input, reconstruction and original of the first examples."""
+    path = outcome.directory / ("reconstructions.png" if data.to_pixels else "reconstructions.txt")
     count = min(context.settings.run.pictures, len(data.unlabelled))
     if not count or path.exists():
         return
-    rows = {name: array[:count] for name, array in data.unlabelled.arrays.items()}
-    raw = {**rows, "index": np.arange(count)}
-
-    draw = evaluation.pictures(context.backbone, data.prepare)
-    report.save_pictures(path, data.to_pixels(draw(outcome.params, raw)))
+    pictures = evaluation.pictures(
+        context.backbone, data.prepare, outcome.params, data.unlabelled, count
+    )
+    if data.to_pixels:
+        report.save_pictures(path, data.to_pixels(pictures))
+    elif data.to_text:
+        path.write_text(data.to_text(pictures), encoding="utf-8")
     report.say(f"{outcome.record['name']}: reconstructions in {path}")
 
 
@@ -244,16 +245,18 @@ def _finetune(
         rows=settings.run.eval_batch_size,
     )
     moved = evaluation.distance(outcome.params["encoder"], init_params["encoder"])
+    value = metrics[data.metric]
     report.say(
-        f"{outcome.record['name']}: {settings.evaluate_on} accuracy {metrics['accuracy']:.2f}"
+        f"{outcome.record['name']}: {held_out} {data.metric.replace('_f1', '-F1')} {value:.2f}"
     )
     entry = {
         "method": method,
         "seed": seed,
-        "split": settings.evaluate_on,
-        "metric": "accuracy",
-        "value": metrics["accuracy"],
-        f"{settings.evaluate_on}_loss": metrics["loss"],
+        "split": held_out,
+        "metric": data.metric,
+        "value": value,
+        **{name: metrics[name] for name in ("accuracy", "micro_f1", "macro_f1")},
+        f"{held_out}_loss": metrics["loss"],
         "train_accuracy": metrics["train_accuracy"],
         "train_loss": metrics["train_loss"],
         "distance": moved,
@@ -276,11 +279,14 @@ def _greet(settings: Experiment, place: Place, precision: parallel.Precision) ->
     )
 
 
-def _farewell(results: dict[str, Any], settings: Experiment, workdir: Path) -> None:
-    held_out = settings.evaluate_on
+def _farewell(results: dict[str, Any], metric: str, workdir: Path) -> None:
+    held_out = results["config"]["evaluate_on"]
     if results["summary"]:
-        columns = ["accuracy", f"{held_out}_loss", "train_loss", "distance"]
-        report.say(f"\n{held_out} accuracy (%), mean ± std over fine-tuning seeds; distance is")
+        others = [] if metric == "accuracy" else ["accuracy", "macro_f1"]
+        columns = [metric, *others, f"{held_out}_loss", "train_loss", "distance"]
+        columns = list(dict.fromkeys(columns))
+        shown = "accuracy" if metric == "accuracy" else "accuracy and F1"
+        report.say(f"\n{held_out} {shown} (%), mean ± std over fine-tuning seeds; distance is")
         report.say("the encoder's Euclidean distance from theta_init\n")
         report.say(report.table(results["summary"], columns))
     report.say(f"\nresults: {workdir / 'results.json'}")

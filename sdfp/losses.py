@@ -29,7 +29,9 @@ def patch_mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Ar
     return jnp.mean(jnp.square(error), axis=(1, 2))
 
 
-def squared_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def squared_distance(
+    student: jax.Array, teacher: jax.Array, length: jax.Array | None = None
+) -> jax.Array:
     """Self-distillation: squared Euclidean distance of hidden states.
 
     Summed over the feature dimensions and, for one vector per token, averaged over the
@@ -38,6 +40,8 @@ def squared_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Args:
         student: [examples, dim] or [examples, tokens, dim].
         teacher: same shape.
+        length: [examples], where examples have unequal numbers of tokens: theirs. What stands
+            behind an example's last token is 0 in both.
 
     Returns:
         [examples].
@@ -51,7 +55,12 @@ def squared_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
     chex.assert_equal_shape([student, teacher])
     error = student.astype(jnp.float32) - jax.lax.stop_gradient(teacher).astype(jnp.float32)
     distance = jnp.sum(jnp.square(error), axis=-1)
-    return distance if distance.ndim == 1 else jnp.mean(distance, axis=1)
+    if distance.ndim == 1:
+        return distance
+    if length is None:
+        return jnp.mean(distance, axis=1)
+    chex.assert_shape(length, distance.shape[:1])
+    return jnp.sum(distance, axis=1) / length
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:

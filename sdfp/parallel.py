@@ -1,8 +1,9 @@
 """Devices: the only file that knows them. One body of a step, two ways to spread it.
 
-`jit` shards the examples of a batch over a 1-D mesh and lets the compiler place the sums;
-`pmap` runs the same body per device and adds up with `psum` over `AXIS`. Both are
-handed to the rest of the program as the four functions of `Devices`.
+Each device runs the step on its own examples and adds up with `psum` over `AXIS`: `jit` by a
+`shard_map` over a 1-D mesh, `pmap` by itself. (The compiler could place the sums under `jit`, but
+packed texts pick their masked tokens out of all rows, which it would not keep on one device.) Both
+are handed to the rest of the program as the functions of `Devices`.
 """
 
 import contextlib
@@ -61,21 +62,36 @@ def _make(backend: str, devices: tuple) -> Devices:
 
 
 def _jit(mesh, devices: tuple) -> Devices:
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = PartitionSpec()
+    everywhere = NamedSharding(mesh, replicated)
+    # check_vma would add the sums of gradients by itself, a second time.
+    per_device = partial(jax.shard_map, mesh=mesh, check_vma=False)
 
-    def rows(axis: int) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+    def rows(axis: int) -> PartitionSpec:
+        return PartitionSpec(*[None] * axis, AXIS)
+
+    def compile_train(fn):
+        if len(devices) == 1:
+            return jax.jit(partial(fn, axis_name=None), donate_argnums=0, out_shardings=everywhere)
+        specs = (replicated, replicated, replicated, rows(2), replicated, replicated)
+        body = per_device(partial(fn, axis_name=AXIS), in_specs=specs, out_specs=replicated)
+        return jax.jit(body, donate_argnums=0)
+
+    def compile_map(fn):
+        if len(devices) == 1:
+            return jax.jit(fn, out_shardings=everywhere)
+        return jax.jit(
+            per_device(fn, in_specs=(replicated, replicated, rows(0)), out_specs=rows(0))
+        )
 
     return Devices(
         count=len(devices),
         replicate=lambda tree: jax.device_put(tree, everywhere),
-        shard=lambda tree, axis: jax.device_put(tree, rows(axis)),
+        shard=lambda tree, axis: jax.device_put(tree, NamedSharding(mesh, rows(axis))),
         fetch=jax.device_get,
         gather=jax.device_get,
-        compile_train=lambda fn: jax.jit(
-            partial(fn, axis_name=None), donate_argnums=0, out_shardings=everywhere
-        ),
-        compile_map=lambda fn: jax.jit(fn, out_shardings=rows(0)),
+        compile_train=compile_train,
+        compile_map=compile_map,
     )
 
 
@@ -123,7 +139,7 @@ def _pmap(mesh, devices: tuple) -> Devices:
 
 
 def total(values: Any, axis_name: str | None) -> Any:
-    """Sum over the devices, inside a compiled step. Under `jit` the sum is global already."""
+    """Sum over the devices, inside a compiled step; of one device it has no axis."""
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 

@@ -166,7 +166,7 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
         rows.setdefault(entry["method"], []).append(entry)
     told = {}
     for method, runs in rows.items():
-        columns = [k for k in runs[0] if k.endswith(("_loss", "_accuracy"))] + ["distance"]
+        columns = [k for k in runs[0] if k.endswith(("_loss", "accuracy", "_f1"))] + ["distance"]
         told[method] = {runs[0]["metric"]: summarise([run["value"] for run in runs])}
         told[method] |= {column: summarise([run[column] for run in runs]) for column in columns}
     return told

@@ -87,24 +87,22 @@ def assemble(
         class_names=class_names,
         fingerprint=_fingerprint(seen, header),
         notes={**notes, **facts},
-        remarks=(
-            *_remarks(kind, found, published or found, notes.get("broken", {}), shared),
-            *remarks,
-        ),
+        remarks=(*_remarks(kind, facts, notes.get("broken", {})), *remarks),
         metric=metric,
         **how,
     )
 
 
-def _remarks(kind: str, found, published, broken: dict[str, str], shared: int) -> list[str]:
-    told = [f"left out {name}: {why}" for name, why in broken.items()]
+def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[str]:
+    told = []
+    found, published = facts["found"], facts["published"]
     if found != published:
-        told.insert(
-            0,
+        told.append(
             f"not the whole published set: it has {published[0]} train and {published[1]} test "
-            f"{kind}s, here are {found[0]} and {found[1]}",
+            f"{kind}s, here are {found[0]} and {found[1]}"
         )
-    if shared:
+    told += [f"left out {name}: {why}" for name, why in broken.items()]
+    if shared := facts[f"test_{kind}s_in_train"]:
         exactly = {"image": "pixel for pixel", "text": "character for character"}[kind]
         told.append(f"{shared} test {kind}s are in train too, {exactly}")
     return told

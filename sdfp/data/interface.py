@@ -49,7 +49,8 @@ class Dataset(NamedTuple):
     random horizontal flip, drawn per (key, example index). Texts stay as they are."""
     input: dict[str, Any]
     """How the model's input is made outside of a run. Images: kind "image", `image_size`,
-    `channels`, `mean`, `std`. Texts: kind "text", `max_length`, `tokenizer` (the content of a
+    `channels`, `mean`, `std`. Texts: kind "text", `max_length` (tokens, <s> and </s> counted),
+    `vocab_size`, `special` (ids of bos, pad, eos, unk, mask), `tokenizer` (the content of a
     tokenizer.json)."""
     to_pixels: Callable | None = None
     """Images: float images in the model's input space -> uint8 [..., height, width, channels]."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sdfp import losses
 from sdfp.models import interface, vit_config, vit_modules, vit_weights
+from sdfp.types import UserError
 
 Settings = vit_modules.Settings
 read_config = vit_config.read_config

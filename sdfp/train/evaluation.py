@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, f1_score
 
 from sdfp import checkpoint, report
 from sdfp.data import loading
@@ -19,6 +19,8 @@ from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
 from sdfp.train import loop
 from sdfp.types import Params
+
+METRICS = frozenset({"accuracy", "micro_f1", "macro_f1"})
 
 
 @functools.cache
@@ -45,9 +47,17 @@ def log_probabilities(
 
 
 def measure(log_probability: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Accuracy in percent, and mean cross-entropy in nats."""
+    """Accuracy, micro- and macro-F1 in percent, and mean cross-entropy in nats.
+
+    The mean of macro-F1 is over the classes that occur, as labels or as predictions. Micro-F1 of
+    one label per example equals the accuracy.
+    """
+    predicted = log_probability.argmax(axis=1)
+    f1 = lambda average: 100 * float(f1_score(label, predicted, average=average))
     return {
-        "accuracy": 100 * float(np.mean(log_probability.argmax(axis=1) == label)),
+        "accuracy": 100 * float(np.mean(predicted == label)),
+        "micro_f1": f1("micro"),
+        "macro_f1": f1("macro"),
         "loss": -float(np.mean(log_probability[np.arange(len(label)), label])),
     }
 
@@ -85,14 +95,15 @@ def evaluate(
         how: as `log_probabilities` takes it.
 
     Returns:
-        accuracy, loss on the held-out split; train_accuracy, train_loss without augmentation.
+        What `measure` finds on the held-out split, and on the training split without
+        augmentation as train_accuracy, train_loss, ...
     """
     path = directory / "evaluation.json"
     if path.exists():
         known = json.loads(path.read_text())
-        if known["identity"] == identity:
+        if known["identity"] == identity and known["metrics"].keys() >= METRICS:
             return known["metrics"]
-        report.say(f"{directory}: measured again: other held-out data or class names")
+        report.say(f"{directory}: measured again: other held-out data, class names or metrics")
     devices = how["devices"]
     on_devices = devices.replicate(params)
     on_train = log_probabilities(on_devices, train, **how)
@@ -110,9 +121,20 @@ def evaluate(
     return metrics
 
 
+def pictures(
+    backbone: Backbone, prepare: Callable, params: Params, split: Split, count: int
+) -> np.ndarray:
+    """What `Backbone.picture` gives for the first `count` examples, always with the same masks."""
+    feed = loading.on_host(split)
+    batch = {"index": np.arange(count, dtype=np.int32), "weight": np.ones(count, np.float32)}
+    arranged = feed.layout([batch], 1, complete=True)(batch)
+    drawn = _picture(backbone, prepare)(params, {**arranged, **feed.rows(arranged["index"])})
+    return np.asarray(drawn)
+
+
 @functools.cache
-def pictures(backbone: Backbone, prepare: Callable) -> Callable:
-    """(params, raw batch) -> what `Backbone.picture` gives; one program for all stages."""
+def _picture(backbone: Backbone, prepare: Callable) -> Callable:
+    """One program for all stages."""
 
     def draw(params, batch):
         key = jax.random.key(0)

@@ -1,5 +1,6 @@
 """The loops over batches: training steps, and one value per example."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from sdfp.settings import Recipe
 from sdfp.train import step as stepping
 from sdfp.train.step import State
 from sdfp.types import Key
+
+SAMPLED = 256
+"""Steps, at least, from which a feed sees what batches will be like."""
 
 
 def round_up(rows: int, multiple: int) -> int:
@@ -36,6 +40,13 @@ class Order(NamedTuple):
         # Striped, so that padding spreads over the micro-batches.
         stripes = (rows // self.accumulate, self.accumulate)
         return {"index": index.reshape(stripes).T, "weight": weight.reshape(stripes).T}
+
+    def sample(self, examples: int) -> Iterator[dict[str, np.ndarray]]:
+        """Whole epochs of batches like those of a run, but the same ones for every seed: stages
+        that differ in the seed alone share compiled programs."""
+        epoch = plan.steps_per_epoch(examples, self.batch_size)
+        for step in range(-(-SAMPLED // epoch) * epoch):
+            yield self._replace(seed=0).batch(step, examples)
 
 
 @lru_cache
@@ -90,13 +101,17 @@ def train(
     Yields:
         After every call: (steps done, the function that fetches the state, metrics [steps]).
     """
-    done = int(devices.fetch(state.step))
+    done, examples = int(devices.fetch(state.step)), len(feed.split)
+    arrange = feed.layout(order.sample(examples), devices.count, complete=False)
+    batches = (arrange(order.batch(step, examples)) for step in itertools.count(done))
+    waiting = next(batches)
     while done < recipe.steps:
         pause = min(recipe.steps, (done // pause_every + 1) * pause_every)
-        count = min(steps_per_call, pause - done)
+        call, waiting = _alike(waiting, batches, min(steps_per_call, pause - done))
+        count = len(call)
         # Always the full number of batches: another shape would be another program.
-        batches = [order.batch(done + i, len(feed.split)) for i in range(steps_per_call)]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        call += call[-1:] * (steps_per_call - count)
+        stacked: dict = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
         stacked.update(feed.rows(stacked["index"]))
         state, metrics = compiled(
             state, frozen, feed.resident, devices.shard(stacked, 2), key, count
@@ -104,6 +119,16 @@ def train(
         done += count
         host_metrics = {k: np.asarray(v)[:count] for k, v in devices.fetch(metrics).items()}
         yield done, partial(devices.fetch, state), host_metrics
+
+
+def _alike(first: Mapping, batches: Iterator, most: int) -> tuple[list, Mapping]:
+    """`first` and those after it while the shapes stay the same, and the next one."""
+    shapes = lambda batch: {name: array.shape for name, array in batch.items()}
+    alike, following = [first], next(batches)
+    while len(alike) < most and shapes(following) == shapes(first):
+        alike.append(following)
+        following = next(batches)
+    return alike, following
 
 
 def map_examples(
@@ -122,12 +147,15 @@ def map_examples(
     compiled = compile_map(devices, fn, prepare)
     rows = round_up(min(rows, len(feed.split)), devices.count)
     results = np.empty(0)
-    for index, weight in plan.eval_batches(len(feed.split), rows):
-        batch = {"index": index, "weight": weight, **feed.rows(index)}
-        values = devices.gather(compiled(params, feed.resident, devices.shard(batch, 0)))
+    drawn = plan.eval_batches(len(feed.split), rows)
+    batches = [{"index": index, "weight": weight} for index, weight in drawn]
+    arrange = feed.layout(batches, devices.count, complete=True)
+    for batch in map(arrange, batches):
+        index, real = batch["index"], batch["weight"] > 0
+        sharded = devices.shard({**batch, **feed.rows(index)}, 0)
+        values = devices.gather(compiled(params, feed.resident, sharded))
         if not results.size:
             results = np.empty((len(feed.split), *values.shape[1:]), values.dtype)
-        real = weight > 0
         results[index[real]] = values[real]
     return results
 
@@ -136,11 +164,11 @@ def example_bytes(
     fn: Callable, params: Any, feed: Feed, *, prepare: Callable, devices: Devices
 ) -> int:
     """Bytes that `map_examples` returns per example, without running it."""
-    batch = {
-        "index": np.zeros(devices.count, np.int32),
-        "weight": np.ones(devices.count, np.float32),
-        **feed.rows(np.zeros(devices.count, np.int32)),
-    }
+    index, weight = np.zeros(devices.count, np.int32), np.ones(devices.count, np.float32)
+    batch = {"index": index, "weight": weight}
+    arranged = feed.layout([batch], devices.count, complete=True)(batch)
     compiled = compile_map(devices, fn, prepare)
-    values = jax.eval_shape(compiled, params, feed.resident, devices.shard(batch, 0))
+    values = jax.eval_shape(
+        compiled, params, feed.resident, devices.shard({**arranged, **feed.rows(index)}, 0)
+    )
     return values.size * values.dtype.itemsize // devices.count
