@@ -178,24 +178,31 @@ def finetune_recipe() -> ConfigDict:
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-    """The part of --config behind the colon: "full" (also where there is none) or "smoke"."""
-    if name not in ("full", "smoke"):
-        raise ValueError(f'config variant "{name}": there are "full" and "smoke"')
-    return smoke(config) if name == "smoke" else config
-
-
-def smoke(config: ConfigDict) -> ConfigDict:
-    """A tiny version of a config that takes every path: 2 steps a stage, from scratch."""
-    config.name += "_smoke"
-    config.seeds = (0, 1)
-    if config.init.kind == "weights":
-        config.init.kind, config.init.weights = "scratch", ""
+    """The part of --config behind the colon: "full" (also where there is none) or "smoke": a tiny
+    version that takes every path, 2 steps a stage, from scratch."""
+    if name == "full":
+        return config
+    few_steps(config, name)
     config.data.image_size = config.source.image_size = config.model.image_size = 32
     config.model.update(
         {"patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
         | {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "decoder_mlp_dim": 32}
     )
+    return config
+
+
+def few_steps(config: ConfigDict, name: str) -> None:
+    """What "smoke" changes in every config.
+
+    Raises:
+        ValueError: another variant.
+    """
+    if name != "smoke":
+        raise ValueError(f'config variant "{name}": there are "full" and "smoke"')
+    config.name += "_smoke"
+    config.seeds = (0, 1)
+    if config.init.kind == "weights":
+        config.init.kind, config.init.weights = "scratch", ""
     for recipe in config.stages.values():
         recipe.update({"steps": 2, "batch_size": 8, "warmup_steps": 0})
     config.run.update({"log_every": 1, "checkpoint_every": 1, "steps_per_call": 2})
-    return config
