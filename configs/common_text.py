@@ -31,7 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.stages[name] = masked_recipe()
     config.stages.finetune = finetune_recipe()
     epochs(config, texts=2000)
-    return smoke_or_full(config, variant)
+    return choose(config, variant)
 
 
 def text_data(config: ConfigDict) -> ConfigDict:
@@ -122,13 +122,32 @@ def epochs(config: ConfigDict, texts: int) -> None:
     config.stages.finetune.warmup_steps = round(0.06 * config.stages.finetune.steps)
 
 
-def smoke_or_full(config: ConfigDict, name: str) -> ConfigDict:
-    """The part of --config behind the colon: "full" (also where there is none) or "smoke": a tiny
-    version that takes every path, 2 steps a stage, from scratch, with its own tokenizer."""
+def choose(config: ConfigDict, name: str) -> ConfigDict:
+    """The part of --config behind the colon: "full" (also where there is none), "small", or
+    "smoke": a tiny version that takes every path, 2 steps a stage, from scratch."""
     if name == "full":
         return config
+    if name == "small":
+        return small(config)
     common.few_steps(config, name)
-    config.model.update({"vocab_size": 300, "max_positions": 66, "dim": 32, "depth": 2})
-    config.model.update({"heads": 2, "mlp_dim": 64})
-    config.data.max_length = config.source.max_length = 64
+    # 261: bytes and special tokens, a vocabulary that any text is enough for.
+    config.model.update({"vocab_size": 261, "max_positions": 130})
+    config.model.update({"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64})
+    config.data.max_length = config.source.max_length = 128
+    return config
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """For a laptop without weights: a small model from scratch with a tokenizer of its own, a tenth
+    of the masked epochs. It shows that everything works, not how well the method does."""
+    config.name += "_small"
+    config.seeds = (0, 1)
+    config.init.kind, config.init.weights = "scratch", ""
+    config.model.update({"vocab_size": 4000, "max_positions": 258})
+    config.model.update({"dim": 64, "depth": 4, "heads": 4, "mlp_dim": 256})
+    config.data.max_length = config.source.max_length = 256
+    for name, recipe in config.stages.items():
+        recipe.learning_rate = 1e-3
+        if name != "finetune":
+            recipe.steps = -(-recipe.steps // 10)
     return config

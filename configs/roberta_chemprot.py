@@ -3,9 +3,9 @@
     python -m sdfp.data.fetch chemprot --dir /data
     python -m sdfp.main --config configs/roberta_chemprot.py --config.data.dir=/data
 
-`:smoke` is a tiny model with a tokenizer of its own, 2 steps a stage:
+`:small` is a small model from scratch for a laptop, `:smoke` a tiny one with 2 steps a stage:
 
-    python -m sdfp.main --config configs/roberta_chemprot.py:smoke --config.data.dir=/data
+    python -m sdfp.main --config configs/roberta_chemprot.py:small --config.data.dir=/data
 
 The recipe is that of configs/common_text.py. The paper has self-distillation above fine-tuning and
 further pre-training here; its figures are not in the text that we have. This project has not run
@@ -20,4 +20,4 @@ def get_config(variant: str = "full"):
     config.name = "roberta_chemprot"
     config.data.name = "chemprot"
     common_text.epochs(config, texts=4_169)
-    return common_text.smoke_or_full(config, variant)
+    return common_text.choose(config, variant)

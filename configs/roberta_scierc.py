@@ -3,9 +3,9 @@
     python -m sdfp.data.fetch scierc --dir /data
     python -m sdfp.main --config configs/roberta_scierc.py --config.data.dir=/data
 
-`:smoke` is a tiny model with a tokenizer of its own, 2 steps a stage:
+`:small` is a small model from scratch for a laptop, `:smoke` a tiny one with 2 steps a stage:
 
-    python -m sdfp.main --config configs/roberta_scierc.py:smoke --config.data.dir=/data
+    python -m sdfp.main --config configs/roberta_scierc.py:small --config.data.dir=/data
 
 The recipe is that of configs/common_text.py. The paper has self-distillation above fine-tuning and
 further pre-training here; its figures are not in the text that we have. This project has not run
@@ -20,4 +20,4 @@ def get_config(variant: str = "full"):
     config.name = "roberta_scierc"
     config.data.name = "scierc"
     common_text.epochs(config, texts=3_219)
-    return common_text.smoke_or_full(config, variant)
+    return common_text.choose(config, variant)

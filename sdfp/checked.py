@@ -30,7 +30,10 @@ def scalar(kind: type, metadata: Mapping, raw: Any, key: str):
         UserError: it is not; `key` names it to the user.
     """
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        raw = float(raw)
+        try:
+            raw = float(raw)
+        except OverflowError:
+            raise UserError(f"{key}: a finite number is expected; got {str(raw)[:20]}...") from None
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
         raise UserError(f"{key}: {kind.__name__} is expected; got {raw!r}")
     if kind is float and not math.isfinite(raw):

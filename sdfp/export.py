@@ -1,9 +1,10 @@
-"""A trained model as a folder that transformers and timm load:
+"""A trained model as a folder that transformers (and timm) load:
 
     python -m sdfp.export --workdir runs/digits --stage finetune/self_distillation/seed_0 --out DIR
 
-A masked stage becomes a ViTMAEForPreTraining, a fine-tuned one a ViTForImageClassification with
-label names and image processor. DIR/timm is the encoder (and head) for timm. `config.init.weights`
+A masked stage becomes a ViTMAEForPreTraining or RobertaForMaskedLM, a fine-tuned one a
+ViTForImageClassification or RobertaForSequenceClassification with label names; image processor or
+tokenizer are with it. DIR/timm is the encoder (and head) of a ViT for timm. `config.init.weights`
 and `sdfp.predict --model` read the folder too.
 """
 

@@ -1,8 +1,8 @@
-"""Writes the folder of an exported model (`models.interface.Family.export`)."""
+"""Folders in the format of the Hugging Face hub: downloaded from there, and written."""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,59 @@ import safetensors.numpy
 from sdfp.types import UserError, one_line
 
 
+def download(source: str, revision: str, patterns: Sequence[str]) -> Path:
+    """Downloads files from the hub, or finds them in its local cache.
+
+    Args:
+        source: a hub id, or a path where nothing is.
+        revision: branch, tag or commit; "" for the default.
+        patterns: of the files' names.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        UserError: `source` can only be a path, no such id or revision, no access, no network.
+    """
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such file or folder")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError(
+            f"{source}: no such file or folder, and reading from the hub needs "
+            "`pip install huggingface_hub`"
+        ) from None
+    try:
+        folder = huggingface_hub.snapshot_download(
+            source, revision=revision or None, allow_patterns=list(patterns)
+        )
+    except errors.HFValidationError:
+        raise UserError(f"{source}: no such file or folder, and not a hub id") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{source}: the hub has no revision {revision!r} of it") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{source}: gated on the hub; ask for access, then log in") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{source}: no such file or folder, and no such model on the hub (or a private one)"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            f"{source}: no such file or folder, and the hub cannot be reached (no network, or "
+            "HF_HUB_OFFLINE is set): download it elsewhere and give the folder"
+        ) from None
+    except Exception as error:
+        # Whatever the hub's network library of the day raises: timeouts, resets, a full disk.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{source}: download failed: {reason}") from None
+    return Path(folder)
+
+
 def write_folder(folder: Path, files: Mapping[str, Any]) -> None:
-    """Writes the whole folder or nothing; the same content gives the same bytes.
+    """Writes an exported model (`models.interface.Family.export`): the whole folder or nothing;
+    the same content gives the same bytes.
 
     Args:
         folder: where; not there yet, or empty.

@@ -1,12 +1,16 @@
-"""What a fine-tuned model says about new images:
+"""What a fine-tuned model says about new images or texts:
 
     python -m sdfp.predict --model runs/digits --input FOLDER --out predictions.csv
 
 --model: a work directory (--stage names one of its fine-tuned models; without it the last method's
-first seed), or a folder that `sdfp.export` wrote (or any ViTForImageClassification).
---input: a folder (all images below it), an image, or a CSV with the column `path`, relative to it.
-The result has one line per image: its path, the predicted label, the probability of that, and the
-probability of every class. Files that cannot be read or decoded are listed and left out.
+first seed), or a folder that `sdfp.export` wrote (or any ViTForImageClassification or
+RobertaForSequenceClassification).
+--input, for a model of images: a folder (all images below it), an image, or a CSV with the column
+`path`, relative to it. Files that cannot be read or decoded are listed and left out.
+--input, for a model of texts: a .csv, .tsv or .jsonl file (--text_column names the column or key of
+the text; others are ignored), or a .txt with one text per line.
+The result has one line per image or text: its path (of a text its id, FILE/0, FILE/1, ...), the
+predicted label, the probability of that, and the probability of every class.
 """
 
 import csv
@@ -24,14 +28,18 @@ import numpy as np
 from tqdm import tqdm
 
 from sdfp import cli, parallel, report, trained
-from sdfp.data import cache, image_folder, loading, pixels
+from sdfp.data import inputs, loading
+from sdfp.data.inputs import Kind
 from sdfp.data.interface import Split
 from sdfp.train import evaluation
 from sdfp.trained import Trained
 from sdfp.types import UserError, one_line
 
 CHUNK = 8
-"""Batches that are decoded at a time."""
+"""Batches that are read at a time, where not all are."""
+
+list_images = inputs.list_images
+"""What `write` takes for a model of images; `inputs.list_texts` is that for texts."""
 
 
 def open_classifier(path: Path, stage: str) -> Trained:
@@ -62,78 +70,65 @@ def open_classifier(path: Path, stage: str) -> Trained:
     return model
 
 
-def list_images(path: Path) -> list[tuple[str, Path]]:
-    """The images that --input means, with the names they get in the result.
-
-    Raises:
-        UserError: nothing there, or a CSV with a fault.
-    """
-    if path.is_dir():
-        found = [(p.relative_to(path).as_posix(), p) for p in image_folder.images_in(path)]
-        if not found:
-            listed = " ".join(image_folder.SUFFIXES)
-            raise UserError(f"--input {path}: no image in it ({listed})")
-        return found
-    if not path.is_file():
-        raise UserError(f"--input {path}: no such file or folder")
-    if path.suffix.lower() == ".csv":
-        rows = image_folder.csv_rows(path, ("path",))
-        if not rows:
-            raise UserError(f"--input {path}: it names no image")
-        return [(name, path.parent / name) for _, (name,) in rows]
-    return [(path.name, path)]
-
-
 def predict(
-    model: Trained, listed: Sequence[tuple[str, Path]], batch_size: int
-) -> Iterator[tuple[list[str], np.ndarray, list[tuple[str, str]]]]:
-    """Probabilities, a chunk of images at a time; the next one is decoded meanwhile.
+    model: Trained, listed: Sequence, batch_size: int
+) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    """Probabilities, a chunk of examples at a time; the next one is read meanwhile.
+
+    Args:
+        listed: as `Kind.find` of the model's kind gives it.
 
     Yields:
-        names of the images, their probabilities [images, classes], and what is left out: name and
-        reason.
+        names of the examples that can be read, their probabilities [examples, classes].
     """
-    size = CHUNK * batch_size
+    kind, rows = kind_of(model), min(batch_size, len(listed))
+    size = len(listed) if kind.whole else CHUNK * batch_size
     chunks = [listed[start : start + size] for start in range(0, len(listed), size)]
-    rows = min(batch_size, len(listed))
-    with ThreadPoolExecutor(1) as pool, _classifier(model, rows) as classify:
-        decode = lambda chunk: pool.submit(_decode, model, chunk)
-        coming = decode(chunks[0])
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(total=len(listed), unit=kind.unit, disable=None) as bar,
+        _classifier(model, rows, bar) as classify,
+    ):
+        read = lambda chunk: pool.submit(kind.read, chunk, model.card.input)
+        coming, done = read(chunks[0]), 0
         for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
-            decoded = coming.result()
-            coming = decode(following) if following else coming
-            names = [name for name, _ in chunk]
-            left_out = [(names[row], why) for row, why in decoded.broken.items()]
-            yield [names[row] for row in decoded.kept], classify(decoded.images), left_out
+            split, remarks = coming.result()
+            coming = read(following) if following else coming
+            for line in remarks:
+                report.say(line)
+            yield split.ids, classify(split)
+            done += len(chunk)
+            bar.update(done - bar.n)
 
 
-def _decode(model: Trained, chunk: Sequence[tuple[str, Path]]) -> cache.Decoded:
-    size, channels = model.card.input["image_size"], model.card.input["channels"]
-    return cache.decode_all([path for _, path in chunk], size, channels, "", tolerant=True)
+def kind_of(model: Trained) -> Kind:
+    """How the model's examples are found and read."""
+    return inputs.KINDS[model.card.input["kind"]]
 
 
 @contextmanager
-def _classifier(model: Trained, rows: int) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """uint8 [images, height, width, channels] -> probabilities [images, classes], one program."""
-    precision, made = parallel.precision("auto"), model.card.input
-    devices = parallel.make("jit", 0)
+def _classifier(model: Trained, rows: int, bar: tqdm) -> Iterator[Callable[[Split], np.ndarray]]:
+    """Split -> probabilities [examples, classes], one program for all; `bar` sees each batch."""
+    precision, devices = parallel.precision("auto"), parallel.make("jit", 0)
+
+    def gather(tree):
+        values = devices.gather(tree)
+        bar.update(min(len(values), bar.total - bar.n))  # the last batch may be padded
+        return values
+
     with precision.context():
         params = devices.replicate(model.params)
         log_probabilities = functools.partial(
             evaluation.log_probabilities,
             backbone=model.family.make(model.card.settings, precision.dtype),
-            prepare=pixels.make_prepare(made["mean"], made["std"], made["image_size"]),
-            devices=devices,
+            prepare=kind_of(model).prepare(model.card.input),
+            devices=devices._replace(gather=gather),
             rows=rows,
         )
 
-        def classify(image: np.ndarray) -> np.ndarray:
-            # Fewer than `rows` would be another program.
-            padding = np.zeros((max(0, rows - len(image)), *image.shape[1:]), np.uint8)
-            padded = np.concatenate([image, padding])
-            split = Split({"image": padded}, ("",) * len(padded))
-            feed = loading.open_feed(split, devices, resident_gb=0)
-            probability = np.exp(log_probabilities(params, feed))[: len(image)]
+        def classify(split: Split) -> np.ndarray:
+            feed = loading.open_feed(_at_least(rows, split), devices, resident_gb=0)
+            probability = np.exp(log_probabilities(params, feed))[: len(split)]
             if not np.isfinite(probability).all():
                 raise UserError(f"{model.name}: its predictions are not finite: damaged weights?")
             return probability
@@ -141,27 +136,39 @@ def _classifier(model: Trained, rows: int) -> Iterator[Callable[[np.ndarray], np
         yield classify
 
 
-def write(model: Trained, listed: Sequence[tuple[str, Path]], out: Path, batch_size: int) -> None:
+def _at_least(rows: int, split: Split) -> Split:
+    """The split, filled up to `rows` examples: fewer would be another program."""
+    if not (missing := max(0, rows - len(split))):
+        return split
+    fill = lambda array: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    arrays = {name: fill(array) for name, array in split.arrays.items()}
+    return Split(arrays, split.ids + ("",) * missing)
+
+
+def write(model: Trained, listed: Sequence, out: Path, batch_size: int) -> None:
     """Predicts and writes the CSV file, the whole of it or nothing.
 
+    Args:
+        listed: as `Kind.find` of the model's kind gives it.
+
     Raises:
-        UserError: it cannot be written, or not one image can be decoded.
+        UserError: it cannot be written, or not one example can be read.
     """
-    classes, done, broken = model.card.class_names, 0, 0
-    with _whole_file(out) as file, tqdm(total=len(listed), unit="image", disable=None) as bar:
+    classes, kind, done = model.card.class_names, kind_of(model), 0
+    with _whole_file(out) as file:
         table = csv.writer(file)
-        table.writerow(["path", "predicted", "probability", *(f"p({name})" for name in classes)])
-        for names, probability, left_out in predict(model, listed, batch_size):
+        table.writerow([kind.id, "predicted", "probability", *(f"p({name})" for name in classes)])
+        for names, probability in predict(model, listed, batch_size):
             for name, row in zip(names, probability, strict=True):
                 best = int(row.argmax())
                 table.writerow([name, classes[best], *(f"{p:.6f}" for p in (row[best], *row))])
-            for name, why in left_out:
-                report.say(f"left out {name}: {why}")
-            done, broken = done + len(names), broken + len(left_out)
-            bar.update(len(names) + len(left_out))
+            done += len(names)
         if not done:
-            raise UserError(f"none of the {broken} images can be decoded; {out} is not written")
-    report.say(f"{out}: predicted {done}, left out {broken}")
+            raise UserError(
+                f"none of the {len(listed)} {kind.unit}s can be decoded; {out} is not written"
+            )
+    left_out = f", left out {len(listed) - done}" if done < len(listed) else ""
+    report.say(f"{out}: predicted {done}{left_out}")
 
 
 @contextmanager
@@ -180,12 +187,24 @@ def _whole_file(path: Path) -> Iterator[Any]:
         raise UserError(f"--out {path}: cannot be written: {one_line(error)}") from error
 
 
+def _check_paths(source: Path, out: Path) -> None:
+    """Raises UserError where the input is not there, or is what would be written over."""
+    try:
+        if not source.exists():
+            raise UserError(f"--input {source}: no such file or folder")
+        if out.exists() and out.samefile(source):
+            raise UserError(f"--out {out}: is the input, too; give another file")
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise UserError(f"--input {source}: cannot be read: {one_line(error)}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = cli.parser("sdfp.predict", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory, exported folder")
     parser.add_argument("--stage", default="", help="of a work directory, as in results.json")
-    parser.add_argument("--input", type=Path, required=True, help="folder, image or CSV file")
+    parser.add_argument("--input", type=Path, required=True, help="images or texts, see above")
+    parser.add_argument("--text_column", default="text", help="of a .csv, .tsv or .jsonl of texts")
     parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
     parser.add_argument("--batch_size", type=int, default=64, help="over all devices")
     given = parser.parse_args(argv)
@@ -194,14 +213,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.batch_size < 1:
             raise UserError(f"--batch_size {given.batch_size}: must be at least 1")
         source, out = given.input.expanduser(), given.out.expanduser()
-        if out.exists() and source.exists() and out.samefile(source):
-            raise UserError(f"--out {out}: is the input, too; give another file")
-        try:
-            listed = list_images(source)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--input {source}: cannot be read: {one_line(error)}") from error
+        _check_paths(source, out)
         model = open_classifier(given.model.expanduser(), given.stage)
-        report.say(f"model: {model.name}, {len(model.card.class_names)} classes")
+        kind = kind_of(model)
+        try:
+            listed = kind.find(source, given.text_column)
+        except OSError as error:
+            raise UserError(f"--input {source}: cannot be read: {one_line(error)}") from error
+        report.say(
+            f"model: {model.name}, {len(model.card.class_names)} classes; "
+            f"input: {len(listed):,} {kind.unit}s"
+        )
         write(model, listed, out, given.batch_size)
 
     return cli.exit_code(run)

@@ -35,11 +35,18 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
     """The data set that a block of the config names, with its counts said."""
     if settings.name not in DATASETS:
         raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
-    if settings.source == "tfds" and not DATASETS[settings.name].tfds:
-        able = ", ".join(name for name, entry in DATASETS.items() if entry.tfds)
+    entry = DATASETS[settings.name]
+    if not isinstance(settings, entry.settings):
+        fitting = [n for n, other in DATASETS.items() if isinstance(settings, other.settings)]
+        raise UserError(
+            f"config.{block}.name: config.model cannot read {settings.name}; it can read "
+            f"{', '.join(fitting)}"
+        )
+    if settings.source == "tfds" and not entry.tfds:
+        able = ", ".join(name for name, other in DATASETS.items() if other.tfds)
         raise UserError(f"config.{block}.source: tfds is for {able} only")
     try:
-        data = DATASETS[settings.name].load(settings)
+        data = entry.load(settings)
     except OSError as error:
         raise UserError(f"config.{block}.dir: cannot be read ({one_line(error)})") from error
     counts = dict(data.notes["counts"])

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sdfp import checkpoint
+from sdfp import checkpoint, hub_folder
 from sdfp.types import Key, Params, UserError, one_line, some
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -86,8 +86,10 @@ def open_weights(weights: str, revision: str = "") -> Weights:
             raise UserError(_pickle_only(path))
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: not a .safetensors file")
+    elif path.suffix in (".safetensors", *PICKLES) and not path.is_dir():
+        raise UserError(f"{weights}: no such file")
     else:
-        folder = path if path.is_dir() else _from_hub(weights, revision)
+        folder = path if path.is_dir() else hub_folder.download(weights, revision, ALLOWED)
         files = _files_of(folder, weights)
     tensors = {}
     for file in files:
@@ -121,9 +123,9 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
     no_decoder = "decoder" not in found and any(name.startswith("decoder/") for name in missing)
     if no_decoder and missing_decoder != "scratch":
         raise UserError(
-            f"{weights.path} has no decoder (an 'encoder only' file): use the weights that MAE "
-            "saved with its decoder, or set config.init.missing_decoder=scratch to start with a "
-            "random one"
+            f"{weights.path} has no decoder (an 'encoder only' file): use weights that were saved "
+            "with the decoder of MAE or the lm_head of RoBERTa, or set "
+            "config.init.missing_decoder=scratch to start with a random one"
         )
     unfilled = [n for n in missing if not (no_decoder and n.startswith("decoder/"))]
     _refuse_unfilled(unfilled, renaming, weights.path)
@@ -193,46 +195,6 @@ def _check_values(found: Any, model: Any, path: str) -> list[str]:
     if broken:
         raise UserError(f"{path}: NaN or infinite values in {some(broken)}")
     return [name for name in expected if name not in flat]
-
-
-def _from_hub(weights: str, revision: str) -> Path:
-    """Downloads a snapshot from the Hugging Face hub, or finds it in the local cache."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise UserError(
-            f"{weights}: no such file or folder, and reading from the hub needs "
-            "`pip install huggingface_hub`"
-        ) from None
-    local = weights.startswith((".", "/", "~")) or weights.count("/") > 1
-    if local or Path(weights).suffix in (".safetensors", *PICKLES):
-        raise UserError(f"{weights}: no such file or folder")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                weights, revision=revision or None, allow_patterns=ALLOWED
-            )
-        )
-    except errors.HFValidationError:
-        raise UserError(f"{weights}: no such file or folder, and not a hub id") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{weights}: the hub has no revision {revision!r} of it") from None
-    except errors.GatedRepoError:
-        raise UserError(f"{weights}: gated on the hub; ask for access, then log in") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{weights}: no such file or folder, and no such model on the hub (or a private one)"
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise UserError(
-            f"{weights}: no such file or folder, and the hub cannot be reached (no network, or "
-            "HF_HUB_OFFLINE is set): download it elsewhere and give the folder"
-        ) from None
-    except Exception as error:
-        # Whatever the hub's network library of the day raises: timeouts, resets, a full disk.
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{weights}: download failed: {reason}") from None
 
 
 def _files_of(folder: Path, weights: str) -> list[Path]:

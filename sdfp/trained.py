@@ -13,6 +13,14 @@ from sdfp.models.registry import BACKBONES
 from sdfp.train.kept import MODEL
 from sdfp.types import Params, UserError, one_line
 
+DESCRIPTION = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""What the families' `describe` reads of a folder. Others, such as vocab.json, are left alone."""
+
 
 class Trained(NamedTuple):
     """Parameters, and what it takes to use them."""
@@ -106,7 +114,8 @@ def open_folder(folder: Path) -> Trained:
     Raises:
         UserError: not such a folder, another kind of model, or weights that do not fit.
     """
-    files = {path.name: pretrained.read_json(path) for path in folder.glob("*config.json")}
+    paths = [folder / name for name in DESCRIPTION]
+    files = {path.name: pretrained.read_json(path) for path in paths if path.exists()}
     kind = files.get("config.json", {}).get("model_type")
     family = next((f for f in BACKBONES.values() if kind in f.model_types), None)
     if family is None:

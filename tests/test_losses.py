@@ -138,3 +138,24 @@ def test_shapes_and_types_that_do_not_fit_raise(loss, arguments):
         loss(*arguments)
     with pytest.raises(AssertionError):  # also inside a compiled function
         jax.jit(loss)(*arguments)
+
+
+def test_squared_distance_of_unequal_lengths():
+    """The mean over the tokens that there are, of values and of gradients."""
+    rng = np.random.default_rng(3)
+    student, teacher = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    length = np.array([5, 1, 3])
+    real = np.arange(5) < length[:, None]
+    student, teacher = (np.where(real[..., None], x, 0) for x in (student, teacher))
+    found = losses.squared_distance(student, teacher, length)
+    each = np.stack(
+        [
+            losses.squared_distance(student[i : i + 1, :n], teacher[i : i + 1, :n])[0]
+            for i, n in enumerate(length)
+        ]
+    )
+    np.testing.assert_allclose(found, each, rtol=1e-6)
+    cls = losses.squared_distance(student[:, 0], teacher[:, 0], length)
+    np.testing.assert_allclose(cls, losses.squared_distance(student[:, 0], teacher[:, 0]))
+    with pytest.raises(AssertionError):
+        losses.squared_distance(student, teacher, length[:2])

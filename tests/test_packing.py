@@ -1,7 +1,5 @@
 """Rows of several documents: everything is placed once, and little is padding."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -20,6 +18,14 @@ def corpus(lengths):
     return [
         np.arange(end - size, end, dtype=np.int32) for end, size in zip(ends, lengths, strict=True)
     ]
+
+
+def padded(documents):
+    """As a split has them, with a number that occurs nowhere behind each text."""
+    tokens = np.full((len(documents), max(map(len, documents), default=0)), -7, np.int32)
+    for row, document in zip(tokens, documents, strict=True):
+        row[: len(document)] = document
+    return tokens
 
 
 def rebuild(packed, index, documents, pad):
@@ -55,7 +61,7 @@ def check_step(lengths, index, weight, shapes, groups, documents, pad=1):
     entry_group = np.arange(len(index)) // (len(index) // groups)
     real = packed.lengths > 0
     assert (packed.row // (packed.rows // groups) == entry_group)[real].all()
-    arrays = packing.fill(packed, index, *packing.concatenate(documents), pad)
+    arrays = packing.fill(packed, index, padded(documents), pad)
     expected = rebuild(packed, index, documents, pad)
     assert arrays.keys() == expected.keys()
     for name, value in arrays.items():
@@ -122,7 +128,7 @@ def test_edges(lengths, row_length, rows):
     packed = packing.pack(lengths, row_length, (rows,))
     assert packed.rows == rows
     index, documents = np.arange(len(lengths)), corpus(lengths)
-    arrays = packing.fill(packed, index, *packing.concatenate(documents))
+    arrays = packing.fill(packed, index, padded(documents))
     for name, value in rebuild(packed, index, documents, 1).items():
         np.testing.assert_array_equal(arrays[name], value)
     absent = lengths == 0
@@ -131,8 +137,8 @@ def test_edges(lengths, row_length, rows):
 
 
 def test_rows_are_rounded_up_and_never_run_out():
-    for documents, rows in ((1, 2), (2, 2), (3, 5), (5, 5), (6, 10), (11, 15)):
-        packed = packing.pack(np.full(documents, 10), 10, (2, 5))
+    for documents, rows in ((1, 2), (2, 2), (3, 16), (16, 16), (17, 18), (21, 22)):
+        packed = packing.pack(np.full(documents, 10), 10, (2, 16))
         assert packed.rows == rows
         assert sorted(packed.row) == list(range(documents))
 
@@ -153,79 +159,103 @@ def test_refused(lengths, counts, groups, match):
         packing.pack(np.array(lengths), 10, counts, groups)
 
 
-def test_fill_refuses_other_examples():
-    lengths = np.array([3, 4, 5])
-    packed = packing.pack(lengths, 8, (2,))
-    tokens, offsets = packing.concatenate(corpus(lengths))
-    with pytest.raises(ValueError, match="not the ones that were packed"):
-        packing.fill(packed, np.array([0, 2, 1]), tokens, offsets)
+def steps_of(lengths, batch_size, seed, epochs, groups=1):
+    """What `pack` takes for the steps of a run."""
+    entries = -(-batch_size // groups) * groups
+    for step in range(epochs * plan.steps_per_epoch(len(lengths), batch_size)):
+        drawn = plan.train_batch(seed, step, len(lengths), batch_size, entries)
+        yield packing.step_lengths(lengths, *drawn)
 
 
-def test_concatenate_nothing():
-    tokens, offsets = packing.concatenate([])
-    assert tokens.shape == (0,)
-    assert offsets.tolist() == [0]
+def measure(steps, shapes, groups):
+    """rows * length / tokens, and the numbers of rows that occurred."""
+    packed = [packing.pack(step, shapes.row_length, shapes.row_counts, groups) for step in steps]
+    slots = sum(each.rows * each.row_length for each in packed)
+    rows = {each.rows for each in packed}
+    return slots / sum(int(step.sum()) for step in steps), rows
 
 
+@pytest.mark.parametrize("margin", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_the_shapes_are_enough_for_every_step(groups):
-    lengths = draw(5, 203)
-    chosen = packing.choose_shapes(lengths, 32, 128, [0, 9], epochs=3, groups=groups)
-    assert chosen == packing.choose_shapes(lengths, 32, 128, [0, 9], epochs=3, groups=groups)
-    assert 60 <= chosen.row_length <= 128
+def test_the_shapes_are_enough_for_every_step(groups, margin):
+    steps = list(steps_of(draw(5, 203), 32, 0, 3, groups))
+    chosen = packing.choose_shapes(steps, groups=groups, margin=margin)
+    assert chosen == packing.choose_shapes(steps, groups=groups, margin=margin)
+    assert 60 <= chosen.row_length <= 512
     assert len(chosen.row_counts) <= 3
     assert list(chosen.row_counts) == sorted(set(chosen.row_counts))
-    measured, largest = measure(lengths, chosen, 32, [0, 9], 3, groups)
+    measured, rows = measure(steps, chosen, groups)
     assert measured == pytest.approx(chosen.ratio)
-    assert largest == groups * chosen.row_counts[-1]
+    assert rows <= {groups * count for count in chosen.row_counts}
 
 
-def measure(lengths, shapes, batch_size, seeds, epochs, groups):
-    """The mean of rows * length / tokens, and the most rows of a step."""
-    entries = -(-batch_size // groups) * groups
-    slots, tokens, rows = 0, 0, []
-    for seed in seeds:
-        for step in range(epochs * plan.steps_per_epoch(len(lengths), batch_size)):
-            drawn = plan.train_batch(seed, step, len(lengths), batch_size, entries)
-            wanted = packing.step_lengths(lengths, *drawn)
-            packed = packing.pack(wanted, shapes.row_length, shapes.row_counts, groups)
-            slots += packed.rows * packed.row_length
-            tokens += wanted.sum()
-            rows.append(packed.rows)
-    return slots / tokens, max(rows)
+def test_other_orders_fit_as_well():
+    """That is what the margin is for: 40 seeds, one set of shapes."""
+    lengths = draw(6, 300, longest=100)
+    chosen = packing.choose_shapes(list(steps_of(lengths, 32, 0, 26)))
+    for seed in range(1, 40):
+        measured, rows = measure(list(steps_of(lengths, 32, seed, 10)), chosen, 1)
+        assert rows <= set(chosen.row_counts)
+        assert measured < 1.02 * chosen.ratio
 
 
 def test_one_shape_of_equal_documents():
-    chosen = packing.choose_shapes(np.full(64, 32), 16, 64, [0], epochs=1)
-    assert chosen == (32, (16,), 1.0)  # 64 would be as full, but attend over more
-    assert packing.choose_shapes(np.array([7]), 16, 10, [0], epochs=2) == (10, (1,), 10 / 7)
+    chosen = packing.choose_shapes([np.full(16, 32)] * 4)
+    assert chosen == (32, (16,), 1.0)  # longer rows would be as full, but attend over more
+    assert packing.choose_shapes([np.array([7])]) == (32, (1,), 32 / 7)
 
 
-@pytest.mark.parametrize("shapes", [1, 2, 3])
+@pytest.mark.parametrize("shapes", [1, 2])
 def test_more_shapes_pad_less(shapes):
-    lengths = draw(5, 203)
-    chosen = packing.choose_shapes(lengths, 32, 64, [0], epochs=3, shapes=shapes)
-    more = packing.choose_shapes(lengths, 32, 64, [0], epochs=3, shapes=min(shapes + 1, 3))
+    steps = list(steps_of(draw(5, 203), 32, 0, 3))
+    chosen = packing.choose_shapes(steps, shapes=shapes, margin=False)
+    more = packing.choose_shapes(steps, shapes=shapes + 1, margin=False)
     assert len(chosen.row_counts) <= shapes
     assert more.ratio <= chosen.ratio
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"lengths": []},
-        {"lengths": [0, 3]},
-        {"lengths": [65]},
-        {"seeds": []},
-        {"epochs": 0},
-        {"shapes": 0},
-        {"shapes": 4},
-    ],
-)
-def test_no_shapes_for_nothing(change):
-    given = {"lengths": [3], "seeds": [0], "epochs": 1, "shapes": 3} | change
-    with pytest.raises(ValueError, match=r"tokens|documents"):
-        packing.choose_shapes(np.array(given.pop("lengths")), 4, 64, **given)
+@pytest.mark.parametrize("steps", [[], [[0, 0]]])
+def test_no_shapes_for_nothing(steps):
+    with pytest.raises(ValueError, match="nothing to do"):
+        packing.choose_shapes([np.array(step) for step in steps])
+
+
+@pytest.mark.parametrize("shapes", [0, 4])
+def test_one_to_three_shapes(shapes):
+    with pytest.raises(ValueError, match="nothing to do"):
+        packing.choose_shapes([np.array([3])], shapes=shapes)
+
+
+@pytest.mark.parametrize(("lead", "devices"), [((), 1), ((), 4), ((2,), 1), ((2,), 4)])
+def test_layout_deals_the_documents(lead, devices):
+    """Each device of each micro-batch finds its own documents by its own numbers."""
+    documents = corpus(draw(7, 40))
+    lengths = np.array([len(document) for document in documents])
+    index, weight = plan.train_batch(3, 1, 40, 24, 24)  # the second batch: 16 documents
+    batch = {"index": index.reshape(*lead, -1), "weight": weight.reshape(*lead, -1)}
+    arrange = packing.layout(padded(documents), lengths, [batch], devices, complete=True)
+    arranged = arrange(batch)
+    parts = {name: split(array, lead, devices) for name, array in arranged.items()}
+    found = []
+    for part in (
+        {name: array[g] for name, array in parts.items()} for g in range(len(parts["row"]))
+    ):
+        for entry in np.flatnonzero(part["weight"] > 0):
+            number = part["index"][entry]
+            start = part["start"][entry]
+            here = np.s_[part["row"][entry], start : start + lengths[number]]
+            np.testing.assert_array_equal(part["tokens"][here], documents[number])
+            assert (part["document"][here] == entry).all()
+            found.append(number)
+        assert (part["segment"] > 0).sum() == lengths[part["index"][part["weight"] > 0]].sum()
+    assert sorted(found) == sorted(index[weight > 0])
+
+
+def split(array, lead, devices):
+    """[micro-batches, rows, ...] or [rows, ...] -> [micro-batches * devices, rows, ...]."""
+    flat = array.reshape(-1, *array.shape[len(lead) + 1 :])
+    groups = devices * int(np.prod(lead, dtype=int))
+    return flat.reshape(groups, -1, *flat.shape[1:])
 
 
 # --- the real data: the figures of the issue
@@ -235,7 +265,7 @@ SETS = {"sciie-relation-extraction": 1.15, "citation_intent": 1.2, "tweeteval-em
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", SETS)
-def test_little_of_a_real_batch_is_padding(real_data, name, record_property):
+def test_little_of_a_real_batch_is_padding(real_data, name):
     folder = real_data / "text" / name
     if name == "tweeteval-emotion":
         files = ("train_text.txt", "train_labels.txt", "mapping.txt")
@@ -247,12 +277,9 @@ def test_little_of_a_real_batch_is_padding(real_data, name, record_property):
     assert encoded.truncated == 0
     lengths = np.array([len(tokens) for tokens in encoded.tokens])
     for groups in (1, 8):
-        chosen = packing.choose_shapes(lengths, 128, 512, [0], epochs=5, groups=groups)
-        measured, _ = measure(lengths, chosen, 128, [0], 5, groups)
-        record_property(f"groups_{groups}", json.dumps([*chosen, measured]))
-        assert measured == pytest.approx(chosen.ratio)
+        chosen = packing.choose_shapes(list(steps_of(lengths, 128, 0, 10, groups)), groups=groups)
+        measured, rows = measure(list(steps_of(lengths, 128, 7, 10, groups)), chosen, groups)
         assert measured <= SETS[name]
-        # Other orders than those that were looked at fit as well.
-        assert measure(lengths, chosen, 128, [7], 5, groups)[0] <= SETS[name]
+        assert len(rows) <= 3
     index, weight = plan.train_batch(0, 0, len(lengths), 128, 128)
     check_step(lengths, index, weight, chosen[:2], 8, encoded.tokens)

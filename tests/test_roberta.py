@@ -11,7 +11,7 @@ import tiny_roberta
 from tiny_roberta import by_document, slots_by_document
 
 from sdfp import losses
-from sdfp.models import roberta, roberta_modules, roberta_weights
+from sdfp.models import roberta, roberta_config, roberta_modules, roberta_weights
 from sdfp.types import UserError
 
 KEY = jax.random.key(7)
@@ -63,9 +63,11 @@ def test_packing_changes_nothing(params, uses, train):
     (_, alone), slope = uses[train](params, ALONE)
     (_, packed), slope_packed = uses[train](params, PACKED)
     chex.assert_trees_all_close(packed["by_example"], alone["by_example"], atol=2e-5)
-    chex.assert_trees_all_close(
-        by_document(PACKED, packed["every"]), by_document(ALONE, alone["every"]), atol=2e-5
-    )
+    chex.assert_trees_all_close(packed["every"], alone["every"], atol=2e-5)
+    assert alone["every"].shape == (5, 18, 16)
+    behind = np.arange(18) >= np.array(tiny_roberta.LENGTHS)[:, None]
+    assert not np.any(alone["every"][behind])
+    assert np.abs(alone["every"][~behind]).sum(axis=-1).min() > 0.1
     chex.assert_trees_all_close(
         slots_by_document(PACKED, packed["mask"], packed["prediction"]),
         slots_by_document(ALONE, alone["mask"], alone["prediction"]),
@@ -256,6 +258,15 @@ def test_picture_shows_masked_predicted_and_original(params):
     np.testing.assert_array_equal(shown[:, 1][same], shown[:, 2][same])
 
 
+def test_only_the_embeddings_of_padding_start_at_0():
+    settings = tiny_roberta.settings(bos_id=1, pad_id=3, mask_id=0)
+    encoder = roberta.init(settings, jnp.float32, KEY)["encoder"]
+    for table in ("word", "position"):
+        zero = np.all(np.asarray(encoder[table]["embedding"]) == 0, axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(zero), [3])
+        assert 0.01 < np.std(encoder[table]["embedding"]) < 0.03
+
+
 def test_names_round_trip_byte_exact(params):
     masked = {part: params[part] for part in ("encoder", "decoder")}
     tensors = BACKBONE.to_torch(masked)
@@ -304,11 +315,16 @@ def test_impossible_settings(change, message):
 
 
 def test_config_is_read():
-    entries = {theirs: SETTINGS.__dict__[o] for o, theirs in roberta_weights.SIZES.items()}
+    entries = {theirs: SETTINGS.__dict__[o] for o, theirs in roberta_config.SIZES.items()}
     config = {"model_type": "roberta", "type_vocab_size": 1, **entries}
     other = dataclasses.replace(SETTINGS, dim=8, depth=1, max_positions=99)
     assert roberta.read_config(other, config, {}) == SETTINGS
-    for change in ({"model_type": "bert"}, {"hidden_act": "relu"}, {"type_vocab_size": 2}):
+    for change in (
+        {"model_type": "bert"},
+        {"hidden_act": "relu"},
+        {"type_vocab_size": 2},
+        {"is_decoder": True},
+    ):
         with pytest.raises(UserError, match=next(iter(change))):
             roberta.read_config(other, config | change, {})
     with pytest.raises(UserError, match="hidden_size"):

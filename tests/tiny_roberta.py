@@ -58,6 +58,7 @@ def batch(rows=ALONE, lengths=LENGTHS, length=16, vocab_size=40):
             out["document"][here] = number
             table["row"][number], table["start"][number] = row, start
             start += lengths[number]
+    table["length"] = np.array(lengths, np.int32)
     table["index"] = 10 + np.arange(len(lengths), dtype=np.int32)
     table["weight"] = np.ones(len(lengths), np.float32)
     table["label"] = np.arange(len(lengths), dtype=np.int32) % 3

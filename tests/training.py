@@ -67,6 +67,7 @@ def train(
     *,
     frozen=None,
     per_example=None,
+    prepare=None,
     steps_per_call=3,
     pause_every=1000,
 ):
@@ -76,8 +77,8 @@ def train(
         The last state on the host, and {term: [steps]}.
     """
     tx = stage.make_optimizer(recipe)
-    images_ = prepare_images(feed.split.arrays["image"].shape[1])
-    prepare = loop.make_prepare(images_, recipe.augment, per_example)
+    prepare = prepare or prepare_images(feed.split.arrays["image"].shape[1])
+    prepare = loop.make_prepare(prepare, recipe.augment, per_example)
     calls = loop.train(
         devices.replicate(jax.device_get(step.init_state(params, tx))),
         devices.replicate(frozen),

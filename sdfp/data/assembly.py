@@ -9,6 +9,8 @@ from sdfp.data.interface import Dataset, Split
 from sdfp.settings import Examples
 from sdfp.types import UserError
 
+TEST_FILES = {"image": "a test folder or test.csv", "text": "test.csv, test.tsv or test.jsonl"}
+
 
 class Parts(NamedTuple):
     """The splits that a data set brings."""
@@ -61,7 +63,7 @@ def assemble(
     if not len(train):
         raise UserError(f"no {kind} to train on in {notes['source']}")
     if train.labelled:
-        train, test, validation = _cut(train, test, validation, settings, len(class_names))
+        train, test, validation = _cut(kind, train, test, validation, settings, len(class_names))
         _check_labels({"train": train, "validation": validation, "test": test}, class_names)
     unlabelled = train if unlabelled is None else unlabelled
     if not len(unlabelled):
@@ -109,7 +111,12 @@ def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[s
 
 
 def _cut(
-    train: Split, test: Split | None, validation: Split | None, settings: Examples, classes: int
+    kind: str,
+    train: Split,
+    test: Split | None,
+    validation: Split | None,
+    settings: Examples,
+    classes: int,
 ) -> tuple[Split, Split, Split | None]:
     seed = settings.split_seed
     for name, split in (("test", test), ("validation", validation)):
@@ -122,7 +129,7 @@ def _cut(
     if test is None:
         if not settings.test_fraction:
             raise UserError(
-                "the data set has no test split (of your own images: a test folder or test.csv); "
+                f"the data set has no test split (of your own {kind}s: {TEST_FILES[kind]}); "
                 "hold out a part of train with --config.data.test_fraction=0.2"
             )
         keep = _left(len(train), settings.test_fraction, "test_fraction")

@@ -29,6 +29,7 @@ from sdfp.data import unpack
 from sdfp.data.interface import Download
 from sdfp.data.registry import DATASETS
 from sdfp.report import say
+from sdfp.settings import Data
 from sdfp.types import UserError, one_line, some
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -289,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{name}: nothing to download; can be fetched: {', '.join(known)}")
         fetch(DATASETS[name].downloads, folder)
         where = shlex.quote(str(folder))
-        say(f"Next: python -m sdfp.main --config configs/vit_{name}.py --config.data.dir={where}")
+        config = f"{'vit' if DATASETS[name].settings is Data else 'roberta'}_{name}.py"
+        say(f"Next: python -m sdfp.main --config configs/{config} --config.data.dir={where}")
 
     return cli.exit_code(run)
 

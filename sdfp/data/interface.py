@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdfp.settings import Data, Examples
+
 
 class Split(NamedTuple):
     """The examples of one split, decoded, in a fixed order."""
@@ -76,8 +78,10 @@ class Entry(NamedTuple):
     """A line of the registry."""
 
     load: Callable
-    """(settings.Data) -> Dataset"""
+    """(settings) -> Dataset"""
     downloads: tuple[Download, ...] = ()
     """The original files; empty where the set is not downloaded."""
     tfds: bool = False
     """Whether `config.data.source=tfds` is understood."""
+    settings: type[Examples] = Data
+    """What `load` takes: TextData where the set is of texts."""

@@ -1,7 +1,7 @@
 """RoBERTa's byte-level BPE, read, trained and written with the `tokenizers` library.
 
 transformers is not needed, and is avoided: with wrong arguments it gives an empty tokenizer
-without a word. What is opened here is tried at once, and `check` compares it with the model.
+without a word. What is opened here is tried at once.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdfp import hub_folder
 from sdfp.types import UserError, one_line
 
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -19,6 +20,8 @@ FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 """The entries 0 to 3 of a vocabulary that is trained here; <mask> is its last one."""
 BYTES = 256
 """Entries that stand for single bytes, so that every text can be written."""
+AT_ONCE = 1000
+"""Texts whose encodings are held at a time: the library's are a hundred times their tokens."""
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
@@ -57,12 +60,13 @@ class Tokenizer(NamedTuple):
         if max_length < 3:
             raise ValueError(f"max_length must be at least 3, got {max_length}")
         tokens, truncated = [], 0
-        for encoding in self.backend.encode_batch(list(texts)):
-            ids = np.array(encoding.ids, np.int32)
-            if len(ids) > max_length:
-                ids = np.append(ids[: max_length - 1], ids[-1])
-                truncated += 1
-            tokens.append(ids)
+        for start in range(0, len(texts), AT_ONCE):
+            for encoding in self.backend.encode_batch(list(texts[start : start + AT_ONCE])):
+                ids = np.array(encoding.ids, np.int32)
+                if len(ids) > max_length:
+                    ids = np.append(ids[: max_length - 1], ids[-1])
+                    truncated += 1
+                tokens.append(ids)
         return Encoded(tokens, truncated)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -89,10 +93,12 @@ def open_tokenizer(source: str, revision: str = "") -> Tokenizer:
     if not source:
         raise UserError("no tokenizer given: give a folder or a hub id")
     folder = Path(source).expanduser()
+    if folder.is_file():
+        raise UserError(f"{source}: a file; give the folder that it is in")
     if not folder.is_dir():
-        folder = _from_hub(source, revision)
+        folder = hub_folder.download(source, revision, FILES)
     if (folder / FILES[0]).exists():
-        return _finish(_read_whole(folder / FILES[0]), str(folder / FILES[0]))
+        return from_json(_read(folder / FILES[0]), str(folder / FILES[0]))
     if missing := [name for name in FILES[1:] if not (folder / name).exists()]:
         raise UserError(
             f"{folder}: no {' and no '.join(missing)} there, and no tokenizer.json; give the "
@@ -102,27 +108,22 @@ def open_tokenizer(source: str, revision: str = "") -> Tokenizer:
     return _finish(_roberta(vocab, _read_merges(folder / FILES[2]), str(folder)), str(folder))
 
 
-def check(tokenizer: Tokenizer, vocab_size: int, special: Mapping[str, int]) -> None:
-    """Stops before training where tokenizer and model do not belong together.
+def from_json(content: str, where: str) -> Tokenizer:
+    """The tokenizer that a tokenizer.json holds.
 
     Args:
-        vocab_size: of the model.
-        special: ids that the model's config names; any of `bos`, `pad`, `eos`, `unk`, `mask`.
+        where: what the content is from, for messages.
 
     Raises:
-        UserError: another number of entries, or other special ids.
+        UserError: not whole, or another kind of tokenizer.
     """
-    advice = "give the tokenizer that belongs to the weights"
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model {vocab_size}: {advice}"
-        )
-    for name, wanted in special.items():
-        found, token = tokenizer.special[name], SPECIAL[name]
-        if found != wanted:
-            raise UserError(
-                f"the tokenizer's {token} has the id {found}, the model's {wanted}: {advice}"
-            )
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{where}: not a whole tokenizer.json: {one_line(error)}") from None
+    return _finish(backend, where)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -155,7 +156,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if len(vocab) != vocab_size - 1:
         raise UserError(
             f"the texts give a vocabulary of only {len(vocab) + 1} entries, not {vocab_size}: "
-            "lower the size, or give more text"
+            "lower --config.model.vocab_size, or give more text"
         )
     merges = [(first, second) for first, second in model["merges"]]
     return _finish(_roberta({**vocab, SPECIAL["mask"]: len(vocab)}, merges, "training"), "training")
@@ -231,17 +232,6 @@ def _read(file: Path) -> str:
         raise UserError(f"cannot read {file}: {one_line(error)}") from None
 
 
-def _read_whole(file: Path) -> Any:
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_str(_read(file))
-    except UserError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{file}: not a whole tokenizer.json: {one_line(error)}") from None
-
-
 def _read_vocab(file: Path) -> dict[str, int]:
     try:
         vocab = json.loads(_read(file))
@@ -265,30 +255,3 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
             raise UserError(f"{file}, line {number}: expected two pieces, got {line[:40]!r}")
         merges.append((parts[0], parts[1]))
     return merges
-
-
-def _from_hub(source: str, revision: str) -> Path:
-    """Downloads the tokenizer's files from the Hugging Face hub, or finds them in its cache."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise UserError(
-            f"{source}: no such folder; the hub needs `pip install huggingface_hub`"
-        ) from None
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
-        raise UserError(f"{source}: no such folder")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                source, revision=revision or None, allow_patterns=list(FILES)
-            )
-        )
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise UserError(
-            f"{source}: no such folder, and the hub cannot be reached (no network, or "
-            "HF_HUB_OFFLINE is set): download it elsewhere and give the folder"
-        ) from None
-    except Exception as error:  # no such id or revision, gated, timeouts, a full disk
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{source}: no such folder, and the hub says: {reason}") from None

@@ -23,7 +23,9 @@ class Backbone(NamedTuple):
     """(prediction, batch, mask) -> [examples], the mean over each example's hidden positions."""
     features: Callable
     """(encoder, batch, key, train, tokens="cls"|"all", perturb=None)
-    -> [examples, dim] or [examples, tokens, dim]: the final hidden state of the unmasked input."""
+    -> [examples, dim] or [examples, tokens, dim]: the final hidden state of the unmasked input;
+    where examples have unequal numbers of tokens, 0 behind the last one (see
+    `losses.squared_distance`)."""
     logits: Callable
     """(params, batch, key, train, perturb=None) -> [examples, classes]."""
     add_head: Callable

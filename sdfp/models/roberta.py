@@ -6,7 +6,8 @@ A batch holds rows of tokens, each with one document or several, and a table of 
   empty); 1, 2, ... for the document of the row it belongs to and 0 for padding; its place in the
   document, from 0; the table row of its document (any number at padding).
 - `index` [examples] int32, `weight` [examples]: as in every batch; `row`, `start` [examples]
-  int32: where the document's <s> stands. A table row without a document has weight 0.
+  int32: where the document's <s> stands; `length` [examples] int32: its tokens, <s> and </s>
+  counted (only for the features of all tokens). A table row without a document has weight 0.
 
 Everything per example is the same, to rounding, however the documents are packed.
 """
@@ -21,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from sdfp import losses
-from sdfp.models import interface, roberta_modules, roberta_weights
+from sdfp.models import interface, roberta_config, roberta_modules, roberta_weights
 
 Settings = roberta_modules.Settings
-read_config = roberta_weights.read_config
+read_config = roberta_config.read_config
 
 OVERFLOW = 1e-12
 """Bound on the probability that a batch draws more masked positions than it has slots."""
@@ -148,6 +149,14 @@ def encode(
     return encoded
 
 
+def by_document(hidden_states: jax.Array, batch, longest: int) -> jax.Array:
+    """[rows, length, dim] -> [examples, longest, dim], 0 behind each document's end."""
+    place = jnp.arange(longest)[None]
+    column = jnp.minimum(batch["start"][:, None] + place, hidden_states.shape[1] - 1)
+    values = hidden_states[batch["row"][:, None], column]
+    return jnp.where((place < batch["length"][:, None])[..., None], values, 0.0)
+
+
 def reconstruction_loss(prediction, batch, mask: Mask) -> jax.Array:
     """Mean cross-entropy over each document's masked positions.
 
@@ -185,15 +194,20 @@ def picture(settings: Settings, reconstruct: Callable, params, batch, key) -> ja
 
 
 def init(settings: Settings, dtype, key) -> dict:
-    """Random `{"encoder", "decoder"}`: normal of std 0.02, biases 0, as RoBERTa starts."""
+    """Random `{"encoder", "decoder"}`: normal of std 0.02, biases 0 and the embeddings of <pad>, of
+    word and of position, 0, as RoBERTa starts."""
     encoder_key, decoder_key = jax.random.split(key)
     tokens = jnp.zeros((1, 1), jnp.int32)
     places = roberta_modules.Places(tokens, tokens, tokens + 1)
-    encoder = roberta_modules.Encoder(settings, dtype, 0.0, 0.0).init(encoder_key, tokens, places)
-    embedding = encoder["params"]["word"]["embedding"]
+    module = roberta_modules.Encoder(settings, dtype, 0.0, 0.0)
+    encoder: Any = module.init(encoder_key, tokens, places)["params"]
+    for table in ("word", "position"):
+        embedding = encoder[table]["embedding"].at[settings.pad_id].set(0.0)
+        encoder = {**encoder, table: {"embedding": embedding}}
     decoder = roberta_modules.Decoder(settings, dtype)
-    fresh = decoder.init(decoder_key, jnp.zeros((1, settings.dim)), embedding)
-    return {"encoder": encoder["params"], "decoder": fresh["params"]}
+    embedding = encoder["word"]["embedding"]
+    fresh = decoder.init(decoder_key, jnp.zeros((1, settings.dim)), embedding)["params"]
+    return {"encoder": encoder, "decoder": fresh}
 
 
 def add_head(settings: Settings, params, num_classes: int, key) -> dict:
@@ -214,7 +228,8 @@ def make(settings: Settings, dtype) -> interface.Backbone:
     Returns:
         interface.Backbone. `reconstruct` gives [slots, vocab_size] and its gradient reaches the
         word embedding twice, as input and as the head's tied matrix. `features` of "all" tokens
-        are [rows, length, dim], where padding means nothing. `perturb` is called on the word
+        are [examples, longest, dim], the most tokens that the model takes, so that packing
+        changes no shape, and 0 behind a document's end. `perturb` is called on the word
         embeddings [rows, length, dim]. `picture` gives token ids [rows, 3, length].
 
     References: Liu et al. 2019; Gururangan et al. 2020 (TAPT); Lee et al. 2023, section 3.
@@ -235,7 +250,9 @@ def make(settings: Settings, dtype) -> interface.Backbone:
         if tokens not in ("cls", "all"):
             raise ValueError(f"tokens is 'cls' or 'all', not {tokens!r}")
         hidden_states = encode_(pretrain(train), encoder, batch, key, perturb=perturb)
-        return hidden_states[batch["row"], batch["start"]] if tokens == "cls" else hidden_states
+        if tokens == "cls":
+            return hidden_states[batch["row"], batch["start"]]
+        return by_document(hidden_states, batch, s.max_positions - s.first_position)
 
     def logits(params, batch, key, train, perturb=None):
         rates = finetune(train)

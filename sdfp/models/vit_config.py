@@ -1,12 +1,11 @@
 """The architecture of a ViT or ViT-MAE as a Hugging Face config.json says it, read and written,
 or as the shapes of a weight file tell it. No files."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Any
 
-from sdfp import checked
+from sdfp.models import hub_config, torch_names
 from sdfp.models.vit_modules import Settings
 from sdfp.types import UserError, some
 
@@ -101,69 +100,22 @@ def write_config(settings: Settings, class_names: Sequence[str], masked: bool) -
     if masked:
         masking = {"mask_ratio": settings.mask_ratio, "norm_pix_loss": settings.normalize_targets}
         return config | masking
-    # id2label is what predictions are read with, so it is exact. Of classes with one name,
-    # label2id can only hold one: the first.
-    labels = {str(label): name for label, name in enumerate(class_names)}
-    first = {name: label for label, name in reversed(list(enumerate(class_names)))}
-    ids = {name: first[name] for name in class_names}
-    return config | {"id2label": labels, "label2id": ids}
+    return config | hub_config.write_labels(class_names)
 
 
 def read_class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names in a config.json, by label; () for a masked auto-encoder.
 
     Raises:
-        UserError: neither classifier nor masked auto-encoder, labels that are not 0, 1, 2, ...
+        UserError: as `hub_config.read_labels`.
     """
     if config.get("model_type") == "vit_mae":
         return ()
-    kind = config.get("problem_type") or "single_label_classification"
-    if kind != "single_label_classification":
-        raise UserError(f"config.json: problem_type is {kind!r}; one label per image is known only")
-    labels = config.get("id2label")
-    if labels is None:
-        if "ViTForImageClassification" not in (config.get("architectures") or ()):
-            raise UserError(
-                "config.json: neither a classifier (no id2label) nor a masked auto-encoder; use "
-                "a ViTForImageClassification or ViTMAEForPreTraining"
-            )
-        # transformers leaves out its default, two classes.
-        count = checked.scalar(
-            int, {"low": 2}, config.get("num_labels", 2), "config.json: num_labels"
-        )
-        labels = {label: f"LABEL_{label}" for label in range(count)}
-    if not isinstance(labels, Mapping) or len(labels) < 2:
-        raise UserError(
-            f"config.json: id2label is {labels!r:.60}; a classifier has two labels or more"
-        )
-    names = {str(label): str(name) for label, name in labels.items()}
-    try:
-        return tuple(names[str(label)] for label in range(len(names)))
-    except KeyError as error:
-        raise UserError(
-            f"config.json: id2label has {len(names)} entries but none for {error.args[0]}; "
-            "number the classes 0, 1, 2, ..."
-        ) from None
-
-
-def bare(name: str) -> str:
-    """A tensor's name without the prefixes that training scripts put before it."""
-    return name.removeprefix("module.").removeprefix("model.")
+    return hub_config.read_labels(config, "ViTForImageClassification", "ViTMAEForPreTraining")
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, where they are such as `Settings` allows."""
-    kinds, fields = (
-        get_type_hints(Settings),
-        {field.name: field for field in dataclasses.fields(Settings)},
-    )
-    told = ENCODER | DECODER
-    return {
-        name: checked.scalar(
-            kinds[name], fields[name].metadata, value, f"config.json: {told.get(name, name)}"
-        )
-        for name, value in values.items()
-    }
+    return hub_config.fields(Settings, values, ENCODER | DECODER)
 
 
 def _sizes_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +135,7 @@ def _sizes_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Sizes from a file with the original repository's names."""
-    known = {bare(name): tuple(shape) for name, shape in shapes.items()}
+    known = {torch_names.bare(name): tuple(shape) for name, shape in shapes.items()}
     try:
         dim, channels, patch_size, _ = known["patch_embed.proj.weight"]
         sizes = {

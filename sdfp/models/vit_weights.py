@@ -7,13 +7,13 @@ it), and timm's.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from sdfp.models import vit_config, vit_positions
+from sdfp.models import torch_names, vit_positions
+from sdfp.models.torch_names import Renaming, Slot
 from sdfp.models.vit_modules import Settings
 from sdfp.types import UserError, some
 
@@ -47,25 +47,6 @@ IN_BLOCK = {
 }
 
 
-class Renaming(NamedTuple):
-    """What `from_torch` did, for `pretrained.load`: names of the file's tensors that were used
-    or have no place here (heads, poolers); our parameters that were not filled, each with the
-    names it needs; whatever else the user should know, one line each."""
-
-    loaded: list[str]
-    left_out: list[str]
-    missing: dict[str, list[str]]
-    notes: list[str]
-
-
-class Slot(NamedTuple):
-    """One PyTorch tensor and where it goes."""
-
-    path: tuple[str, ...]
-    layer: int | None
-    names: list[str]
-
-
 def from_torch(
     tensors: Mapping[str, np.ndarray], settings: Settings, head: bool = False
 ) -> tuple[dict, Renaming]:
@@ -95,7 +76,7 @@ def from_torch(
     found: dict[tuple, dict] = {}
     loaded, left_out = [], []
     for name, tensor in tensors.items():
-        slot = places.get(vit_config.bare(name))
+        slot = places.get(torch_names.bare(name))
         if slot is None:
             left_out.append(name)
         elif slot.layer in found.setdefault(slot.path, {}):
@@ -103,7 +84,7 @@ def from_torch(
         else:
             found[slot.path][slot.layer] = _to_flax(slot.path, tensor, name)
             loaded.append(name)
-    strangers = [name for name in left_out if _in_a_block(vit_config.bare(name), parts)]
+    strangers = [name for name in left_out if _in_a_block(torch_names.bare(name), parts)]
     if strangers:
         raise UserError(
             f"no place in this model for {some(strangers)}: another depth or design than "
@@ -150,14 +131,10 @@ def to_timm(params: Mapping[str, Any], settings: Settings) -> dict[str, np.ndarr
 
 def _spelled(params: Mapping[str, Any], settings: Settings, spelling: int) -> dict[str, np.ndarray]:
     """PyTorch's layouts, each tensor under its slot's name number `spelling`."""
-    tensors = {}
-    flat = traverse_util.flatten_dict(dict(params))
-    for slot in _slots(settings):
-        if slot.path[0] in params:
-            leaf: Any = flat[slot.path]
-            value = np.asarray(leaf if slot.layer is None else leaf[slot.layer], np.float32)
-            tensors[slot.names[spelling]] = _from_flax(slot.path, value, settings)
-    return tensors
+    return {
+        slot.names[spelling]: _from_flax(slot.path, value, settings)
+        for slot, value in torch_names.values(params, _slots(settings))
+    }
 
 
 def _slots(settings: Settings) -> Iterator[Slot]:
@@ -208,9 +185,7 @@ def _without_fused_projections(tensors: Mapping[str, np.ndarray]) -> dict[str, n
 
 def _to_flax(path: tuple[str, ...], tensor: np.ndarray, name: str) -> np.ndarray:
     """torch [out, in] or [out, channels, height, width] -> [in, out], float32."""
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise UserError(f"{name} holds {tensor.dtype} values, not floating point numbers")
-    value = np.asarray(tensor, np.float32)
+    value = torch_names.floats(tensor, name)
     if path[-1] == "kernel" and value.ndim == 4:
         return value.transpose(2, 3, 1, 0).reshape(-1, len(value))
     return value.T if path[-1] == "kernel" else value
@@ -228,23 +203,10 @@ def _from_flax(path: tuple[str, ...], value: np.ndarray, settings: Settings) -> 
 
 def _assemble(slots, found, loaded, left_out, settings) -> tuple[dict, Renaming]:
     """Stacks the layers, resizes positions, and lists what is missing."""
-    params: dict[tuple[str, ...], np.ndarray] = {}
-    missing: dict[str, list[str]] = {}
-    notes: list[str] = []
-    for slot in slots:
-        if slot.layer not in found.get(slot.path, {}):
-            missing.setdefault("/".join(slot.path), []).append(slot.names[0])
-    for path, layers in found.items():
-        if "/".join(path) in missing:
-            continue
-        if None in layers:
-            value = layers[None]
-        elif len({value.shape for value in layers.values()}) == 1:
-            value = np.stack([layers[layer] for layer in sorted(layers)])
-        else:
-            raise UserError(f"the layers of {'/'.join(path)} differ in shape")
+    params, missing = torch_names.stack(slots, found)
+    notes = []
+    for path, value in params.items():
         if path[-1] == "pos_embed" and value.shape[1:2] != (1 + settings.patches,):
-            value, old = vit_positions.resize(value, settings.grid), value.shape
-            notes.append(f"{'/'.join(path)}: resized from {old} to {value.shape}")
-        params[path] = value
+            params[path] = vit_positions.resize(value, settings.grid)
+            notes.append(f"{'/'.join(path)}: resized from {value.shape} to {params[path].shape}")
     return traverse_util.unflatten_dict(params), Renaming(loaded, left_out, missing, notes)

@@ -1,0 +1,235 @@
+"""From lists of texts to a `Dataset`: what all text data sets share."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdfp.data import assembly, text_files, tokenizer
+from sdfp.data.interface import Dataset, Split
+from sdfp.data.text_files import Document
+from sdfp.data.tokenizer import Tokenizer
+from sdfp.settings import TextData
+from sdfp.types import UserError, some
+
+LEAST_VOCABULARY = tokenizer.BYTES + len(tokenizer.SPECIAL)
+
+
+class Listing(NamedTuple):
+    """What a data set made of texts consists of, before anything is tokenised."""
+
+    train: list[Document]
+    """All with a label, or all without. The ids are unique over all splits."""
+    source: str
+    """What was read, for results.json."""
+    test: list[Document] | None = None
+    validation: list[Document] | None = None
+    unlabelled: list[Document] | None = None
+    """Texts for the pre-training stages; None: those of `train`."""
+    published: tuple[int, int] | None = None
+    """How many training and test texts the whole data set has, where that is known."""
+    metric: str = "macro_f1"
+    """The headline one: accuracy, micro_f1 or macro_f1."""
+    corpus: Sequence[str] | None = None
+    """What a tokenizer is learnt from, where none is given; None: `train` and `unlabelled`."""
+
+
+class Encoded(NamedTuple):
+    """The texts of one split as numbers."""
+
+    split: Split
+    truncated: int
+    """Texts that lost their end."""
+    spelling: list[str]
+    """Ids of the texts that spell out a special token."""
+
+
+def assemble(listing: Listing, settings: TextData) -> Dataset:
+    """Tokenises what `listing` names and cuts it, as `assembly.assemble` says.
+
+    The classes are those of `train`, by sorted name. The tokenizer is the one that
+    `settings.tokenizer` names, or is learnt before the cuts, so that all label budgets share it.
+
+    Raises:
+        UserError: fewer than two classes, a label that no training text has, a tokenizer that
+            cannot be read or learnt, or one of `assembly.assemble`'s reasons.
+    """
+    lists = {
+        name: documents
+        for name in assembly.Parts._fields
+        if (documents := getattr(listing, name)) is not None
+    }
+    labelled = any(document.label is not None for document in listing.train)
+    mapping = text_files.label_map(listing.train) if labelled else {}
+    labels = {
+        name: text_files.encode_labels(documents, mapping, name)
+        for name, documents in lists.items()
+        if labelled and name != "unlabelled"
+    }
+    opened, origin = _open(listing, settings)
+    encoded = {
+        name: encode(documents, labels.get(name), opened, settings.max_length)
+        for name, documents in lists.items()
+    }
+    text_of = {document.id: document.text for part in lists.values() for document in part}
+    return assembly.assemble(
+        assembly.Parts(**{name: part.split for name, part in encoded.items()}),
+        settings,
+        kind="text",
+        class_names=tuple(mapping),
+        notes={
+            "source": listing.source,
+            "broken": {},
+            "tokenizer": {"from": origin, "digest": opened.digest},
+            "truncated": {name: part.truncated for name, part in encoded.items()},
+            "tokens": {name: _lengths(part.split) for name, part in encoded.items()},
+        },
+        count_shared=lambda train, test: _shared_texts(train, test, text_of),
+        header=repr((opened.digest, settings.max_length)),
+        published=listing.published,
+        remarks=tuple(remarks(encoded, settings.max_length)),
+        metric=listing.metric,
+        prepare=prepare,
+        to_text=make_to_text(opened),
+        input={
+            "kind": "text",
+            "max_length": settings.max_length,
+            "vocab_size": opened.vocab_size,
+            "special": dict(opened.special),
+            "tokenizer": json.loads(opened.files["tokenizer.json"]),
+        },
+    )
+
+
+def prepare(batch, key, augment):
+    """Texts are all set: the same batch."""
+    return batch
+
+
+def make_to_text(opened: Tokenizer) -> Callable[[np.ndarray], str]:
+    """The function that writes `Backbone.picture` down for a person.
+
+    Its argument: ids [rows, 3, length], the masked input, the prediction, the original; a row may
+    hold several documents, each from its <s> on. Its result has three lines per document. The
+    places that were masked, as far as the ids tell, are <mask> or in {braces}; [brackets] are what
+    SciERC and ChemProt mark entities with.
+    """
+
+    def to_text(pictures: np.ndarray) -> str:
+        documents = [each for row in np.asarray(pictures) for each in _documents(row, opened)]
+        return "\n".join(_show(document, opened) for document in documents)
+
+    return to_text
+
+
+def _documents(row: np.ndarray, opened: Tokenizer) -> Iterator[np.ndarray]:
+    """[3, length] -> [3, tokens] for each document, without its ends."""
+    original, special = row[2], opened.special
+    starts = np.flatnonzero(original == special["bos"])
+    for start, end in itertools.pairwise([*starts, len(original)]):
+        ends = np.isin(original[start:end], [special[name] for name in ("bos", "eos", "pad")])
+        yield row[:, start:end][:, ~ends]
+
+
+def _show(document: np.ndarray, opened: Tokenizer) -> str:
+    """[3, tokens] -> three lines."""
+    masked, predicted, original = document
+    chosen = (masked != original) | (predicted != original)
+    return "".join(
+        f"{name:11}{_line(ids, original, chosen, opened)}\n"
+        for name, ids in (("masked:", masked), ("predicted:", predicted), ("original:", original))
+    )
+
+
+def _line(ids: np.ndarray, original: np.ndarray, chosen: np.ndarray, opened: Tokenizer) -> str:
+    """The text of `ids`, with those at `chosen` marked; all [tokens]."""
+    decode = lambda part: opened.backend.decode(part.tolist(), skip_special_tokens=False)
+    hidden = chosen & (ids == opened.special["mask"])
+    text, start = "", 0
+    # Run by run, since a character may take several tokens.
+    for (is_hidden, is_chosen), run in itertools.groupby(zip(hidden, chosen, strict=True)):
+        end = start + len(list(run))
+        piece = decode(ids[start:end])
+        if is_hidden:  # spaced like the words that it hides
+            words = [decode(original[place : place + 1]) for place in range(start, end)]
+            piece = "".join(" <mask>" if word.startswith(" ") else "<mask>" for word in words)
+        elif is_chosen:
+            word = piece.lstrip()
+            piece = f"{piece[: len(piece) - len(word)]}{{{word}}}"
+        text, start = text + piece, end
+    return re.sub(r"\s", " ", text).strip()
+
+
+def _open(listing: Listing, settings: TextData) -> tuple[Tokenizer, str]:
+    """The tokenizer, and where it is from."""
+    if source := settings.tokenizer:
+        revision = settings.tokenizer_revision
+        opened = tokenizer.open_tokenizer(source, revision)
+        return opened, f"{source}@{revision}" if revision else source
+    if settings.vocab_size < LEAST_VOCABULARY:
+        raise UserError(
+            f"--config.data.vocab_size={settings.vocab_size}: a tokenizer that is learnt has at "
+            f"least {LEAST_VOCABULARY} entries; or name one with --config.data.tokenizer"
+        )
+    corpus = listing.corpus
+    if corpus is None:
+        corpus = [document.text for document in (*listing.train, *(listing.unlabelled or ()))]
+    return tokenizer.train_tokenizer(
+        corpus, settings.vocab_size
+    ), f"learnt from {len(corpus)} texts"
+
+
+def encode(
+    documents: Sequence[Document], labels: np.ndarray | None, opened: Tokenizer, max_length: int
+) -> Encoded:
+    """Texts to a split.
+
+    Args:
+        labels: int32 [documents], or None.
+        max_length: in tokens; longer texts lose their end.
+    """
+    tokens, truncated = opened.encode([document.text for document in documents], max_length)
+    length = np.array([len(ids) for ids in tokens], np.int32)
+    padded = np.full((len(tokens), length.max(initial=0)), opened.special["pad"], np.int32)
+    for row, ids in zip(padded, tokens, strict=True):
+        row[: len(ids)] = ids
+    arrays = {"tokens": padded, "length": length}
+    if labels is not None:
+        arrays["label"] = labels
+    names = tuple(document.id for document in documents)
+    # The two ends and the padding are special; any more, the text has spelt out.
+    special = np.isin(padded, list(opened.special.values())).sum(1)
+    spelt = np.flatnonzero(special > padded.shape[1] - length + 2)
+    return Encoded(Split(arrays, names), truncated, [names[row] for row in spelt])
+
+
+def _lengths(split: Split) -> dict[str, float]:
+    """In tokens, as far as they are read."""
+    length = split.arrays["length"]
+    if not len(length):
+        return {"mean": 0.0, "longest": 0}
+    return {"mean": round(float(length.mean()), 1), "longest": int(length.max())}
+
+
+def remarks(encoded: Mapping[str, Encoded], max_length: int) -> Iterator[str]:
+    """What the user should be told about splits, by name."""
+    for name, part in encoded.items():
+        if part.truncated:
+            yield (
+                f"{part.truncated:,} of {len(part.split):,} {name} texts are longer than "
+                f"max_length={max_length} tokens and lose their end"
+            )
+    if spelling := [each for part in encoded.values() for each in part.spelling]:
+        yield (
+            f"{len(spelling):,} texts spell out a special token like <mask> or </s>, and it is "
+            f"read as that token: {some(spelling)}"
+        )
+
+
+def _shared_texts(train: Split, test: Split, text_of: Mapping[str, str]) -> int:
+    """How many test texts also stand in train, character for character."""
+    seen = {text_of[each] for each in train.ids}
+    return sum(text_of[each] in seen for each in test.ids)
