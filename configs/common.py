@@ -198,7 +198,9 @@ def few_steps(config: ConfigDict, name: str) -> None:
         ValueError: another variant.
     """
     if name != "smoke":
-        raise ValueError(f'config variant "{name}": there are "full" and "smoke" (of texts also "small")')
+        raise ValueError(
+            f'config variant "{name}": there are "full" and "smoke", of texts "small" too'
+        )
     config.name += "_smoke"
     config.seeds = (0, 1)
     if config.init.kind == "weights":

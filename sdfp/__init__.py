@@ -12,13 +12,15 @@ Where do I find ...
     what is checked before any training     preflight.py
     theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
-    every setting, with its default         ../configs/common.py (types and ranges: settings.py)
+    every setting, with its default         ../configs/common.py, of texts common_text.py
+                                            (types and ranges: settings.py)
     devices, jit and pmap                   parallel.py, nowhere else
     Orbax                                   checkpoint.py, nowhere else
-    published weights                       pretrained.py, models/vit_weights.py
+    published weights                       pretrained.py, models/{vit,roberta}_weights.py
+    texts: files, tokenizer, packing        data/{text_files,tokenizer,packing}.py
     a trained model, read again             trained.py
-    the way to transformers and timm        export.py, models/vit_export.py
-    predictions for new images              predict.py
+    the way to transformers and timm        export.py, models/{vit,roberta}_export.py
+    predictions for new images and texts    predict.py, data/inputs.py
     downloads                               data/fetch.py
     flags                                   main.py
 """

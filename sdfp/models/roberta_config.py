@@ -42,7 +42,8 @@ def read_config(
     """The architecture of a weight file over the run's own masking and dropout.
 
     Args:
-        settings: of the run. `mask_id` stays: no config.json tells it.
+        settings: of the run. No config.json tells `mask_id`: it stays with a vocabulary of the
+            settings' size, and is the last entry, as RoBERTa's is, of any other.
         config: a Hugging Face config.json of model_type roberta; None to read the shapes
             instead, with the published models' 64 dimensions per head and eps of 1e-5.
         shapes: of the file's tensors, by name.
@@ -54,8 +55,10 @@ def read_config(
         UserError: another model_type, activation or number of token types, a missing entry,
             sizes that cannot be read or do not fit.
     """
-    values = _from_shapes(shapes) if config is None else _from_config(config)
-    return replace(settings, **_checked(values))
+    found = _checked(_from_shapes(shapes) if config is None else _from_config(config))
+    if found["vocab_size"] != settings.vocab_size:
+        found["mask_id"] = found["vocab_size"] - 1
+    return replace(settings, **found)
 
 
 def whole_settings(config: Mapping[str, Any], mask_id: int) -> Settings:

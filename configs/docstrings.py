@@ -1,0 +1,31 @@
+"""Texts without network, weights or files: docstrings of the standard library, told apart by their
+package, from theta_init made on docstrings of the installed scientific packages.
+
+    python -m sdfp.main --config configs/docstrings.py
+
+Source files are read with `ast`, never imported. The tokenizer is learnt on the spot.
+"""
+
+from configs import common_text
+
+
+def get_config(variant: str = "full"):
+    config = common_text.get_config()
+    config.name = "docstrings"
+    config.seeds = (0, 1, 2)
+    config.data.name, config.source.name = "docstrings", "package_docstrings"
+    config.init.kind, config.init.weights = "pretrain", ""
+    config.model.update({"vocab_size": 2000, "max_positions": 66})
+    config.model.update({"dim": 64, "depth": 4, "heads": 2, "mlp_dim": 256})
+    # Dropout slows such a small model more than it helps it.
+    for name in config.model:
+        if "dropout" in name:
+            config.model[name] = 0.0
+    config.data.max_length = config.source.max_length = 64
+    stages = config.stages
+    stages.pretrain.update({"steps": 1500, "batch_size": 64, "learning_rate": 3e-3})
+    stages.pretrain.warmup_steps = 100
+    for recipe in (stages.further_pretrain, stages.self_distill):
+        recipe.update({"steps": 300, "batch_size": 64, "learning_rate": 1e-3})
+    stages.finetune.update({"steps": 250, "warmup_steps": 25, "learning_rate": 2e-3})
+    return common_text.choose(config, variant)
