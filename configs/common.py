@@ -85,6 +85,8 @@ def run() -> ConfigDict:
             # teacher runs in every step).
             "resident_gb": 4.0,
             "pictures": 4,  # images in the PNG after a masked stage; 0 = no PNG
+            # Whether to measure the masked loss on the reported split, too, after a masked stage.
+            "masked_loss": False,
             "tensorboard": True,
         }
     )

@@ -17,10 +17,7 @@ def get_config(variant: str = "full"):
     config.init.kind, config.init.weights = "pretrain", ""
     config.model.update({"vocab_size": 2000, "max_positions": 66})
     config.model.update({"dim": 64, "depth": 4, "heads": 2, "mlp_dim": 256})
-    # Dropout slows such a small model more than it helps it.
-    for name in config.model:
-        if "dropout" in name:
-            config.model[name] = 0.0
+    common_text.no_dropout(config)
     config.data.max_length = config.source.max_length = 64
     stages = config.stages
     stages.pretrain.update({"steps": 1500, "batch_size": 64, "learning_rate": 3e-3})

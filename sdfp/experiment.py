@@ -8,9 +8,7 @@ for each method:  pretrain(theta_init, fit) -> parameters     fit = run_stage + 
 
 import dataclasses
 import functools
-import platform
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +22,10 @@ from sdfp.models.interface import Backbone, Card
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
 from sdfp.train import evaluation
+from sdfp.train.evaluation import METRICS
 from sdfp.train.kept import Outcome
 from sdfp.train.stage import Place, Stage, run_stage
 from sdfp.types import Params
-
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Context(NamedTuple):
@@ -93,7 +90,7 @@ def _write_results(context: Context, entries: list[dict[str, Any]], complete: bo
         "complete": complete,
         "config": dataclasses.asdict(context.settings),
         "model": dataclasses.asdict(context.model),
-        "versions": _versions(),
+        "versions": report.versions(),
         "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
         "precision": context.precision,
         "data": {"fingerprint": data.fingerprint, **data.notes},
@@ -153,9 +150,33 @@ def _fit(
         ),
         context.place,
     )
-    context.records[name] = outcome.record
-    _draw(context, source.data, outcome)
+    context.records[name] = outcome.record | _masked_loss(context, source.data, outcome)
+    evaluation.save_reconstructions(
+        outcome.directory,
+        source.data,
+        context.backbone,
+        outcome.params,
+        context.settings.run.pictures,
+    )
     return outcome.params
+
+
+def _masked_loss(context: Context, data: Dataset, outcome: Outcome) -> dict[str, float]:
+    """For the record: the masked loss on the reported split, if that is asked for and there."""
+    name = context.settings.evaluate_on
+    held_out = getattr(data, name)
+    if not context.settings.run.masked_loss or held_out is None:
+        return {}
+    loss = evaluation.masked_loss(
+        outcome.directory,
+        outcome.params,
+        outcome.record["digest"],
+        held_out,
+        data.notes["held_out"][name],
+        **_how(context, data),
+    )
+    report.say(f"{outcome.record['name']}: {name} masked loss {loss:.4f}")
+    return {f"{name}_masked_loss": loss}
 
 
 def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
@@ -168,25 +189,16 @@ def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
     }
 
 
+def _how(context: Context, data: Dataset) -> dict[str, Any]:
+    """How examples are evaluated."""
+    run, devices = context.settings.run, context.place.devices
+    how = {"rows": run.eval_batch_size, "resident_gb": run.resident_gb, "devices": devices}
+    return how | {"backbone": context.backbone, "prepare": data.prepare}
+
+
 def _card(context: Context, data: Dataset, class_names: tuple[str, ...]) -> dict[str, Any]:
     card = Card(context.model, data.input, class_names)
     return trained.to_json(context.settings.model_name, card)
-
-
-def _draw(context: Context, data: Dataset, outcome: Outcome) -> None:
-    """A file with masked input, reconstruction and original of the first examples."""
-    path = outcome.directory / ("reconstructions.png" if data.to_pixels else "reconstructions.txt")
-    count = min(context.settings.run.pictures, len(data.unlabelled))
-    if not count or path.exists():
-        return
-    pictures = evaluation.pictures(
-        context.backbone, data.prepare, outcome.params, data.unlabelled, count
-    )
-    if data.to_pixels:
-        report.save_pictures(path, data.to_pixels(pictures))
-    elif data.to_text:
-        path.write_text(data.to_text(pictures), encoding="utf-8")
-    report.say(f"{outcome.record['name']}: reconstructions in {path}")
 
 
 def _rows(context: Context, init_params: Params) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -238,37 +250,26 @@ def _finetune(
         feeds["train"],
         getattr(data, held_out),
         class_names=data.class_names,
-        resident_gb=settings.run.resident_gb,
-        backbone=backbone,
-        prepare=data.prepare,
-        devices=context.place.devices,
-        rows=settings.run.eval_batch_size,
+        **_how(context, data),
     )
-    moved = evaluation.distance(outcome.params["encoder"], init_params["encoder"])
     value = metrics[data.metric]
     report.say(
         f"{outcome.record['name']}: {held_out} {data.metric.replace('_f1', '-F1')} {value:.2f}"
     )
-    entry = {
+    return {
         "method": method,
         "seed": seed,
         "split": held_out,
         "metric": data.metric,
         "value": value,
-        **{name: metrics[name] for name in ("accuracy", "micro_f1", "macro_f1")},
+        **{name: metrics[name] for name in METRICS},
         f"{held_out}_loss": metrics["loss"],
         "train_accuracy": metrics["train_accuracy"],
         "train_loss": metrics["train_loss"],
-        "distance": moved,
+        "distance": evaluation.distance(outcome.params["encoder"], init_params["encoder"]),
         "stage": outcome.record["name"],
         "stage_key": outcome.record["key"],
-    }
-    return entry, outcome.new
-
-
-def _versions() -> dict[str, str]:
-    found = {name: metadata.version(name) for name in VERSIONS}
-    return {"sdfp": sdfp.__version__, "python": platform.python_version(), **found}
+    }, outcome.new
 
 
 def _greet(settings: Experiment, place: Place, precision: parallel.Precision) -> None:
@@ -282,11 +283,10 @@ def _greet(settings: Experiment, place: Place, precision: parallel.Precision) ->
 def _farewell(results: dict[str, Any], metric: str, workdir: Path) -> None:
     held_out = results["config"]["evaluate_on"]
     if results["summary"]:
-        others = [] if metric == "accuracy" else ["accuracy", "macro_f1"]
-        columns = [metric, *others, f"{held_out}_loss", "train_loss", "distance"]
-        columns = list(dict.fromkeys(columns))
-        shown = "accuracy" if metric == "accuracy" else "accuracy and F1"
-        report.say(f"\n{held_out} {shown} (%), mean ± std over fine-tuning seeds; distance is")
-        report.say("the encoder's Euclidean distance from theta_init\n")
-        report.say(report.table(results["summary"], columns))
+        # Micro-F1 is the accuracy, so it is a column only where it is the headline.
+        also, shown = ([], "") if metric == "accuracy" else (["accuracy", "macro_f1"], " and F1")
+        columns = [metric, *also, f"{held_out}_loss", "train_loss", "distance"]
+        report.say(f"\n{held_out} accuracy{shown} (%), mean ± std over fine-tuning seeds;")
+        report.say("distance is the encoder's Euclidean distance from theta_init\n")
+        report.say(report.table(results["summary"], list(dict.fromkeys(columns))))
     report.say(f"\nresults: {workdir / 'results.json'}")

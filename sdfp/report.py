@@ -4,9 +4,11 @@ import contextlib
 import csv
 import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+import sdfp
+
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
 def say(line: str) -> None:
@@ -151,6 +157,12 @@ def save_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result may depend on."""
+    found = {name: metadata.version(name) for name in VERSIONS}
+    return {"sdfp": sdfp.__version__, "python": platform.python_version(), **found}
 
 
 def summarise(values: Sequence[float]) -> dict[str, float | int | None]:

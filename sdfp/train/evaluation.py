@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from sdfp import checkpoint, report
 from sdfp.data import loading
-from sdfp.data.interface import Split
+from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
 from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
@@ -121,15 +121,68 @@ def evaluate(
     return metrics
 
 
-def pictures(
-    backbone: Backbone, prepare: Callable, params: Params, split: Split, count: int
-) -> np.ndarray:
-    """What `Backbone.picture` gives for the first `count` examples, always with the same masks."""
+MASKS = 0
+"""Seed of the masks that are measured or shown, the same in every run."""
+
+
+def masked_loss(
+    directory: Path, params: Params, digest: str, held_out: Split, fingerprint: str, **how: Any
+) -> float:
+    """L_MAE (Eq. 1) on a held-out split, without dropout and with fixed masks; mean over examples.
+
+    Leaves masked_loss.json in `directory`; a later call for the same parameters reads it.
+
+    Args:
+        params: on the host, with their `digest`.
+        fingerprint: of the held-out split.
+        how: `backbone`, `prepare`, `devices`, `rows` and `resident_gb`.
+    """
+    path, identity = directory / "masked_loss.json", {"params": digest, "data": fingerprint}
+    if path.exists() and (known := json.loads(path.read_text()))["identity"] == identity:
+        return known["value"]
+    devices = how["devices"]
+    losses = loop.map_examples(
+        _eval_masked_loss(how["backbone"]),
+        devices.replicate(params),
+        loading.open_feed(held_out, devices, how["resident_gb"]),
+        prepare=loop.make_prepare(how["prepare"], False, None),
+        devices=devices,
+        rows=how["rows"],
+    )
+    value = float(losses.mean(dtype=np.float64))
+    checkpoint.write_json(path, {"identity": identity, "value": value})
+    return value
+
+
+@functools.cache
+def _eval_masked_loss(backbone: Backbone) -> Callable:
+    def loss(params, batch):
+        mask = backbone.mask(batch, jax.random.key(MASKS))
+        prediction = backbone.reconstruct(params, batch, mask, None, train=False)
+        return backbone.reconstruction_loss(prediction, batch, mask)
+
+    return loss
+
+
+def save_reconstructions(
+    directory: Path, data: Dataset, backbone: Backbone, params: Params, count: int
+) -> None:
+    """Masked input, reconstruction and original of the first `count` examples that a masked stage
+    sees, unless they are there: reconstructions.png, of texts .txt."""
+    path = directory / ("reconstructions.png" if data.to_pixels else "reconstructions.txt")
+    split, count = data.unlabelled, min(count, len(data.unlabelled))
+    if not count or path.exists():
+        return
     feed = loading.on_host(split)
     batch = {"index": np.arange(count, dtype=np.int32), "weight": np.ones(count, np.float32)}
     arranged = feed.layout([batch], 1, complete=True)(batch)
-    drawn = _picture(backbone, prepare)(params, {**arranged, **feed.rows(arranged["index"])})
-    return np.asarray(drawn)
+    rows = {**arranged, **feed.rows(arranged["index"])}
+    drawn = np.asarray(_picture(backbone, data.prepare)(params, rows))
+    if data.to_pixels:
+        report.save_pictures(path, data.to_pixels(drawn))
+    elif data.to_text:
+        path.write_text(data.to_text(drawn), encoding="utf-8")
+    report.say(f"reconstructions in {path}")
 
 
 @functools.cache
@@ -137,7 +190,7 @@ def _picture(backbone: Backbone, prepare: Callable) -> Callable:
     """One program for all stages."""
 
     def draw(params, batch):
-        key = jax.random.key(0)
+        key = jax.random.key(MASKS)
         return backbone.picture(params, prepare(batch, key, False), key)
 
     return jax.jit(draw)
