@@ -84,7 +84,7 @@ def run() -> ConfigDict:
             # it is no larger than this, else its rows travel with each batch (features: the
             # teacher runs in every step).
             "resident_gb": 4.0,
-            "pictures": 4,  # images in the PNG after a masked stage; 0 = no PNG
+            "pictures": 4,  # examples in reconstructions.png (.txt) after a masked stage; 0 = none
             # Whether to measure the masked loss on the reported split, too, after a masked stage.
             "masked_loss": False,
             "tensorboard": True,

@@ -1,7 +1,10 @@
 """ChemProt with RoBERTa-base: 4,169 training sentences, 13 relations, micro-F1.
 
-    python -m sdfp.data.fetch chemprot --dir /data
     python -m sdfp.main --config configs/roberta_chemprot.py --config.data.dir=/data
+
+/data/chemprot must hold train.txt, dev.txt and test.txt from
+https://github.com/allenai/scibert/tree/master/data/text_classification/chemprot: their digests are
+not known here, so there is no verified download.
 
 `:small` is a small model from scratch for a laptop, `:smoke` a tiny one with 2 steps a stage:
 

@@ -107,7 +107,8 @@ def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _items(value, f"{prefix}{key}.")
 
 
-_ALL_KEYS = "All keys are in configs/common.py"
+_KEYS = "configs/common.py (of texts configs/common_text.py)"
+_ALL_KEYS = f"All keys are in {_KEYS}"
 
 
 def parse(
@@ -177,6 +178,11 @@ def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> No
         if isinstance(data, settings.Data):
             _check_normalisation(key, data)
     kind, weights = experiment.init.kind, experiment.init.weights
+    data = experiment.data
+    if kind == "weights" and isinstance(data, settings.TextData) and not data.tokenizer:
+        raise UserError(
+            "config.data.tokenizer: weights have a tokenizer; give its folder or hub id"
+        )
     if kind == "weights" and not weights:
         raise UserError(
             "config.init.weights: give a Hugging Face id, a folder or a .safetensors file"
@@ -209,7 +215,7 @@ def _plain(value):
 def _block(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     block = raw.get(key)
     if not isinstance(block, Mapping):
-        raise UserError(f"config.{key}: missing, or not a block of keys; see configs/common.py")
+        raise UserError(f"config.{key}: missing, or not a block of keys; see {_KEYS}")
     return block
 
 
@@ -220,7 +226,7 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
         near = checked.nearest(dot + key, [dot + other for other in sorted(expected)])
         raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
     for key in sorted(expected - given):
-        raise UserError(f"config.{dot}{key}: missing; see configs/common.py")
+        raise UserError(f"config.{dot}{key}: missing; see {_KEYS}")
 
 
 def _parse(cls: type, raw: Any, prefix: str):

@@ -40,6 +40,8 @@ class Context(NamedTuple):
     precision: str
     """Resolved: float32, tf32 or bfloat16."""
     init_record: dict[str, Any]
+    facts: dict[str, dict]
+    """For results.json: fingerprint and notes of `data`, and of `source` if it is used."""
     records: dict[str, dict]
     """Stage name -> its record for results.json, in the order of the run."""
 
@@ -72,7 +74,10 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
         preflight.check_held_out(settings, target.data)
         preflight.check_names(settings, init.params)
-        context = Context(settings, place, target, backbone, model, precision.name, init.record, {})
+        context = Context(
+            settings, place, target, backbone, model, precision.name, init.record, {}, {}
+        )
+        context.facts["data"] = target.data.facts
         entries: list[dict[str, Any]] = []
         for entry, new in _rows(context, _initial(context, init.params)):
             entries.append(entry)
@@ -85,7 +90,7 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def _write_results(context: Context, entries: list[dict[str, Any]], complete: bool):
     """results.json as far as the run has come."""
-    place, data = context.place, context.target.data
+    place = context.place
     results = {
         "complete": complete,
         "config": dataclasses.asdict(context.settings),
@@ -93,7 +98,7 @@ def _write_results(context: Context, entries: list[dict[str, Any]], complete: bo
         "versions": report.versions(),
         "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
         "precision": context.precision,
-        "data": {"fingerprint": data.fingerprint, **data.notes},
+        **context.facts,
         "init": context.init_record,
         "stages": list(context.records.values()),
         "results": entries,
@@ -111,6 +116,8 @@ def _initial(context: Context, init_params: Params) -> Params:
     source = preflight.load_data("source", settings.source, context.place)
     family = BACKBONES[settings.model_name]
     family.check_input(context.model, source.data.input, "source")
+    preflight.check_one_tokenizer(source.data, context.target.data)
+    context.facts["source"] = source.data.facts
     return _fit(context, source, "pretrain", algorithm.masked_loss(context.backbone), init_params)
 
 

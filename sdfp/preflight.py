@@ -72,6 +72,15 @@ def check_held_out(settings: Experiment, data: Dataset) -> None:
         )
 
 
+def check_one_tokenizer(source: Dataset, target: Dataset) -> None:
+    """With another one, the rows of the embeddings would mean other words to the target."""
+    if source.input.get("tokenizer") != target.input.get("tokenizer"):
+        raise UserError(
+            "config.source.tokenizer: another one than config.data.tokenizer (each is learnt, "
+            "where it is not given); give one folder for both: an exported stage has a tokenizer"
+        )
+
+
 def check_names(settings: Experiment, params: Params) -> None:
     """A misspelt parameter name would freeze nothing, without a word."""
     for stage, recipe in vars(settings.stages).items():

@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 import sdfp
 
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+VERSIONS = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+    "tokenizers",
+)
 
 
 def say(line: str) -> None:

@@ -274,7 +274,7 @@ def test_little_of_a_real_batch_is_padding(real_data, name):
         documents = read_jsonl(folder / "train.txt")
     tokenizer = open_tokenizer(str(real_data / "tokenizer/roberta-base"))
     encoded = tokenizer.encode([document.text for document in documents], 512)
-    assert encoded.truncated == 0
+    assert encoded.truncated == []
     lengths = np.array([len(tokens) for tokens in encoded.tokens])
     for groups in (1, 8):
         chosen = packing.choose_shapes(list(steps_of(lengths, 128, 0, 10, groups)), groups=groups)

@@ -145,6 +145,7 @@ def test_everything_that_can_be_switched(tmp_path):
     records = {record["name"]: record for record in results["stages"]}
     teacher = records["self_distill_2"]["teacher_digest"]
     assert teacher == records["self_distill_1"]["encoder_digest"]
+    assert records["self_distill_2"]["validation_masked_loss"] > 0
     entry = results["results"][0]
     assert (entry["metric"], entry["split"]) == ("macro_f1", "validation")
     assert entry["value"] == entry["macro_f1"]
@@ -320,6 +321,45 @@ def test_weights_and_tokenizer_that_do_not_belong_together(folder, tmp_path):
         "--config.data.max_length=18",
     )
     assert told.startswith("config.data.tokenizer: it has 270 entries, the model 280: give the")
+
+
+def test_weights_are_not_read_with_a_learnt_tokenizer(folder, tmp_path):
+    write_weights(tmp_path / "weights")
+    told = refused(
+        folder,
+        tmp_path,
+        "--config.init.kind=weights",
+        f"--config.init.weights={tmp_path / 'weights'}",
+        "--config.data.tokenizer=",
+    )
+    assert told.startswith("config.data.tokenizer: give the one of the weights")
+
+
+def test_source_and_target_have_one_tokenizer(folder, tmp_path):
+    """Two that are learnt, of one size, number other words."""
+    on_disk.write(tmp_path / "source/train.txt", "\n".join(SENTENCES[::-1]) + "\n")
+    overrides = [
+        "--config.init.kind=pretrain",
+        f"--config.source.dir={tmp_path / 'source'}",
+        "--config.model.vocab_size=270",
+    ]
+    told = refused(folder, tmp_path, *overrides)
+    assert told.startswith("config.source.tokenizer: another one than config.data.tokenizer")
+    train_tokenizer(SENTENCES * 2, 270).save(tmp_path)
+    results = run_here(
+        tmp_path / "work2",
+        "roberta_file.py:smoke",
+        f"--config.data.dir={folder}",
+        *overrides,
+        *(f"--config.{block}.tokenizer={tmp_path}" for block in ("data", "source")),
+        *("--config.methods=finetune", "--config.seeds=0,"),
+    )
+    assert results["source"]["counts"]["unlabelled"] == 60
+    assert results["source"]["fingerprint"] != results["data"]["fingerprint"]
+    assert [stage["name"] for stage in results["stages"]] == [
+        "pretrain",
+        "finetune/finetune/seed_0",
+    ]
 
 
 def test_exit_code(folder, tmp_path):

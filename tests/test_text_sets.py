@@ -204,7 +204,7 @@ def test_faulty_settings(tmp_path):
     refused(r"no train\.csv.*nowhere", tmp_path / "nowhere")
     refused(r"a\.pdf: a file of texts is one of \.csv", write(tmp_path / "a.pdf", "x"))
     refused(r"vocab_size=260: .*at least 261.*data\.tokenizer", file, vocab_size=260)
-    refused(r"vocabulary of only \d+ entries, not 5000", file, vocab_size=5000)
+    refused(r"only \d+ entries, not 5000", file, vocab_size=5000, test_fraction=0.2)
     refused(r"none: no such", file, tokenizer=str(tmp_path / "none"))
     refused(r"train_labels=1 must be at least the 2", file, test_fraction=0.2, train_labels=1)
     write(tmp_path / "test.csv", csv(TEN))
@@ -242,6 +242,34 @@ def test_shared_texts_are_counted_after_the_cuts(tmp_path):
     assert data.notes["test_texts_in_train"] == len(shared) > 0
 
 
+def test_test_texts_among_the_unlabelled_are_told(tmp_path):
+    write(tmp_path / "train.csv", csv(TEN))
+    write(tmp_path / "test.csv", csv(TEN[:3]))
+    write(tmp_path / "unlabelled.txt", "\n".join(text for text, _ in TEN[:2]) + "\n")
+    data = load(settings(tmp_path))
+    assert data.notes["test_texts_in_train"] == 3
+    assert data.notes["test_texts_in_unlabelled"] == 2
+    write(tmp_path / "train.csv", csv([(f"other {text}", label) for text, label in TEN]))
+    data = load(settings(tmp_path))
+    assert data.notes["test_texts_in_train"] == 0
+    assert data.remarks == (
+        "2 test texts are among the unlabelled ones, character for character: the masked stages "
+        "see them",
+    )
+
+
+def test_no_tokenizer_is_learnt_from_held_out_texts(tmp_path):
+    """One corpus for all budgets, without what is cut for test and validation."""
+    file = write(tmp_path / "train.csv", csv([(f"{text} {text}", kind) for text, kind in TEN]))
+    cuts = {"test_fraction": 0.2, "validation_fraction": 0.25, "vocab_size": BYTES_ONLY + 5}
+    whole, some = (load(settings(file, **cuts, train_labels=budget)) for budget in (0, 4))
+    assert whole.notes["tokenizer"] == some.notes["tokenizer"]
+    assert whole.notes["tokenizer"]["from"] == "learnt from 6 texts"
+    texts_of = {row[0]: row[1] for row in rows(whole, whole.train)}
+    again = tokenizer.train_tokenizer([texts_of[name] for name in whole.train.ids], BYTES_ONLY + 5)
+    assert whole.notes["tokenizer"]["digest"] == again.digest
+
+
 def test_the_fingerprint(tmp_path):
     def fingerprint(name, rows=TEN, test=TEN[:2], **changes):
         write_jsonl(tmp_path / name / "train.jsonl", rows)
@@ -254,6 +282,7 @@ def test_the_fingerprint(tmp_path):
         fingerprint("b"),
         fingerprint("c", test=TEN[:3]),
         fingerprint("d", split_seed=5),
+        fingerprint("j", max_length=63),  # nothing is that long
     ]
     others = [
         fingerprint("e", [("text 0 of tEn", "even"), *TEN[1:]]),
@@ -261,7 +290,7 @@ def test_the_fingerprint(tmp_path):
         fingerprint("g", TEN[::-1]),
         fingerprint("h", TEN[:-1]),
         fingerprint("i", vocab_size=BYTES_ONLY + 1),
-        fingerprint("j", max_length=63),
+        fingerprint("l", max_length=8),
         fingerprint("k", train_labels=8),
     ]
     assert set(same) == {first}
@@ -473,6 +502,6 @@ def test_a_budget_of_real_texts(real_data):
     data = DATASETS["scierc"].load(chosen)
     assert data.notes["counts"]["train"] == 70
     assert len(set(data.train.arrays["label"].tolist())) == 7
-    assert data.notes["truncated"]["train"] > 300
+    assert 35 < data.notes["truncated"]["train"] < 70
     assert "train texts are longer than max_length=48 tokens" in data.remarks[0]
     assert data.train.arrays["tokens"].shape == (70, 48)

@@ -49,7 +49,7 @@ def assemble(
       class_names: by label; empty where `train` has no labels.
       notes: goes to results.json, with the counts added. `source`: what was read; `broken`: files
         that were left out, and why.
-      count_shared: (train, test) -> how many test examples are in train.
+      count_shared: (split, test) -> how many test examples are in that split.
       header: what the arrays alone do not tell of the model's input; in the fingerprint.
       published: training and test examples of the whole data set, where that is known.
       how: `prepare`, `input` and `to_pixels` or `to_text` of the Dataset.
@@ -63,29 +63,27 @@ def assemble(
     if not len(train):
         raise UserError(f"no {kind} to train on in {notes['source']}")
     if train.labelled:
-        train, test, validation = _cut(kind, train, test, validation, settings, len(class_names))
+        train, test, validation = cut(kind, train, test, validation, settings, len(class_names))
         _check_labels({"train": train, "validation": validation, "test": test}, class_names)
     unlabelled = train if unlabelled is None else unlabelled
     if not len(unlabelled):
         raise UserError(f"no unlabelled {kind} in {notes['source']}")
     held_out = {"validation": validation, "test": test}
-    shared = count_shared(train, test) if test is not None else 0
-    cut = {"train": train, "unlabelled": unlabelled, **held_out}
+    every = {"train": train, "unlabelled": unlabelled, **held_out}
+    seen = (train,) if unlabelled is train else (train, unlabelled)
+    shared = [count_shared(each, test) if test is not None else 0 for each in seen]
     facts = {
-        "counts": {name: len(split) if split else 0 for name, split in cut.items()},
+        "counts": {name: len(split or ()) for name, split in every.items()},
         "classes": len(class_names),
         "own_splits": [name for name, split in given.items() if split],
         "found": found,
         "published": published or found,
         "held_out": {n: _fingerprint([s], header) for n, s in held_out.items() if s},
-        f"test_{kind}s_in_train": shared,
+        f"test_{kind}s_in_train": shared[0],
+        f"test_{kind}s_in_unlabelled": shared[-1],
     }
-    seen = (train,) if unlabelled is train else (train, unlabelled)
     return Dataset(
-        train=train,
-        unlabelled=unlabelled,
-        validation=validation,
-        test=test,
+        **every,
         class_names=class_names,
         fingerprint=_fingerprint(seen, header),
         notes={**notes, **facts},
@@ -104,13 +102,19 @@ def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[s
             f"{kind}s, here are {found[0]} and {found[1]}"
         )
     told += [f"left out {name}: {why}" for name, why in broken.items()]
-    if shared := facts[f"test_{kind}s_in_train"]:
-        exactly = {"image": "pixel for pixel", "text": "character for character"}[kind]
-        told.append(f"{shared} test {kind}s are in train too, {exactly}")
+    exactly = {"image": "pixel for pixel", "text": "character for character"}[kind]
+    in_train, in_unlabelled = (facts[f"test_{kind}s_in_{part}"] for part in ("train", "unlabelled"))
+    if in_train:
+        told.append(f"{in_train} test {kind}s are in train too, {exactly}")
+    if in_unlabelled > in_train:
+        told.append(
+            f"{in_unlabelled} test {kind}s are among the unlabelled ones, {exactly}: the masked "
+            "stages see them"
+        )
     return told
 
 
-def _cut(
+def cut(
     kind: str,
     train: Split,
     test: Split | None,
@@ -118,6 +122,7 @@ def _cut(
     settings: Examples,
     classes: int,
 ) -> tuple[Split, Split, Split | None]:
+    """train, test and validation, with what `settings` asks for cut from train."""
     seed = settings.split_seed
     for name, split in (("test", test), ("validation", validation)):
         if split is not None and getattr(settings, f"{name}_fraction"):

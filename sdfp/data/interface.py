@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
     train: Split
     """What fine-tuning learns from (after the validation part and the label budget are cut)."""
     unlabelled: Split
-    """D_u of Algorithm 1: `train` itself, unless the data set brings more images."""
+    """D_u of Algorithm 1: `train` itself, unless the data set brings more examples."""
     validation: Split | None
     test: Split | None
     class_names: tuple[str, ...]
@@ -58,6 +58,11 @@ class Dataset(NamedTuple):
     """Images: float images in the model's input space -> uint8 [..., height, width, channels]."""
     to_text: Callable | None = None
     """Texts: what `Backbone.picture` gives, ids [rows, 3, length] -> a text to read."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For results.json."""
+        return {"fingerprint": self.fingerprint, **self.notes}
 
 
 class Download(NamedTuple):

@@ -171,12 +171,6 @@ def encode_labels(documents: Sequence[Document], mapping: dict[str, int], split:
     return np.array([mapping[str(document.label)] for document in documents], np.int32)
 
 
-def shared_texts(train: Sequence[Document], test: Sequence[Document]) -> int:
-    """How many test texts also stand in train, character for character."""
-    seen = {document.text for document in train}
-    return sum(document.text in seen for document in test)
-
-
 def _read(file: Path) -> str:
     try:
         data = file.read_bytes()

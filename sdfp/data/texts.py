@@ -1,5 +1,6 @@
 """From lists of texts to a `Dataset`: what all text data sets share."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -34,16 +35,17 @@ class Listing(NamedTuple):
     metric: str = "macro_f1"
     """The headline one: accuracy, micro_f1 or macro_f1."""
     corpus: Sequence[str] | None = None
-    """What a tokenizer is learnt from, where none is given; None: `train` and `unlabelled`."""
+    """What a tokenizer is learnt from, where none is given; None: what is left of `train` after
+    the cuts, but for the label budget, and `unlabelled`."""
 
 
 class Encoded(NamedTuple):
     """The texts of one split as numbers."""
 
     split: Split
-    truncated: int
-    """Texts that lost their end."""
-    spelling: list[str]
+    truncated: set[str]
+    """Ids of the texts that lost their end."""
+    spelling: set[str]
     """Ids of the texts that spell out a special token."""
 
 
@@ -51,7 +53,7 @@ def assemble(listing: Listing, settings: TextData) -> Dataset:
     """Tokenises what `listing` names and cuts it, as `assembly.assemble` says.
 
     The classes are those of `train`, by sorted name. The tokenizer is the one that
-    `settings.tokenizer` names, or is learnt before the cuts, so that all label budgets share it.
+    `settings.tokenizer` names, or is learnt.
 
     Raises:
         UserError: fewer than two classes, a label that no training text has, a tokenizer that
@@ -69,28 +71,24 @@ def assemble(listing: Listing, settings: TextData) -> Dataset:
         for name, documents in lists.items()
         if labelled and name != "unlabelled"
     }
-    opened, origin = _open(listing, settings)
+    opened, origin = _open(settings, lambda: _corpus(listing, labels, settings))
     encoded = {
         name: encode(documents, labels.get(name), opened, settings.max_length)
         for name, documents in lists.items()
     }
     text_of = {document.id: document.text for part in lists.values() for document in part}
-    return assembly.assemble(
+    data = assembly.assemble(
         assembly.Parts(**{name: part.split for name, part in encoded.items()}),
         settings,
         kind="text",
         class_names=tuple(mapping),
         notes={
             "source": listing.source,
-            "broken": {},
             "tokenizer": {"from": origin, "digest": opened.digest},
-            "truncated": {name: part.truncated for name, part in encoded.items()},
-            "tokens": {name: _lengths(part.split) for name, part in encoded.items()},
         },
-        count_shared=lambda train, test: _shared_texts(train, test, text_of),
-        header=repr((opened.digest, settings.max_length)),
+        count_shared=lambda split, test: _shared_texts(split, test, text_of),
+        header=opened.digest,
         published=listing.published,
-        remarks=tuple(remarks(encoded, settings.max_length)),
         metric=listing.metric,
         prepare=prepare,
         to_text=make_to_text(opened),
@@ -101,6 +99,51 @@ def assemble(listing: Listing, settings: TextData) -> Dataset:
             "special": dict(opened.special),
             "tokenizer": json.loads(opened.files["tokenizer.json"]),
         },
+    )
+    return _with_lengths(data, encoded, settings.max_length)
+
+
+def _corpus(
+    listing: Listing, labels: Mapping[str, np.ndarray], settings: TextData
+) -> Sequence[str]:
+    """What a tokenizer is learnt from: no text that is held out, but for all label budgets the
+    same."""
+    if listing.corpus is not None:
+        return listing.corpus
+    train = listing.train
+    if labels:
+        splits = {
+            name: Split({"label": label}, tuple(each.id for each in getattr(listing, name)))
+            for name, label in labels.items()
+        }
+        kept, _, _ = assembly.cut(
+            "text",
+            splits["train"],
+            splits.get("test"),
+            splits.get("validation"),
+            dataclasses.replace(settings, train_labels=0),
+            len(np.unique(labels["train"])),
+        )
+        ids = set(kept.ids)
+        train = [document for document in train if document.id in ids]
+    return [document.text for document in (*train, *(listing.unlabelled or ()))]
+
+
+def _with_lengths(data: Dataset, encoded: Mapping[str, Encoded], max_length: int) -> Dataset:
+    """Adds to notes and remarks what the splits, after the cuts, have of tokens."""
+    splits = {name: getattr(data, name) for name in assembly.Parts._fields}
+    if data.unlabelled is data.train:
+        del splits["unlabelled"]
+    splits = {name: split for name, split in splits.items() if split}
+    truncated = set().union(*(part.truncated for part in encoded.values()))
+    spelling = set().union(*(part.spelling for part in encoded.values()))
+    notes = {
+        "truncated": {name: len(truncated.intersection(s.ids)) for name, s in splits.items()},
+        "tokens": {name: _lengths(split) for name, split in splits.items()},
+    }
+    parts = {name: Encoded(split, truncated, spelling) for name, split in splits.items()}
+    return data._replace(
+        notes=data.notes | notes, remarks=(*data.remarks, *remarks(parts, max_length))
     )
 
 
@@ -163,7 +206,7 @@ def _line(ids: np.ndarray, original: np.ndarray, chosen: np.ndarray, opened: Tok
     return re.sub(r"\s", " ", text).strip()
 
 
-def _open(listing: Listing, settings: TextData) -> tuple[Tokenizer, str]:
+def _open(settings: TextData, corpus: Callable[[], Sequence[str]]) -> tuple[Tokenizer, str]:
     """The tokenizer, and where it is from."""
     if source := settings.tokenizer:
         revision = settings.tokenizer_revision
@@ -174,12 +217,9 @@ def _open(listing: Listing, settings: TextData) -> tuple[Tokenizer, str]:
             f"--config.data.vocab_size={settings.vocab_size}: a tokenizer that is learnt has at "
             f"least {LEAST_VOCABULARY} entries; or name one with --config.data.tokenizer"
         )
-    corpus = listing.corpus
-    if corpus is None:
-        corpus = [document.text for document in (*listing.train, *(listing.unlabelled or ()))]
-    return tokenizer.train_tokenizer(
-        corpus, settings.vocab_size
-    ), f"learnt from {len(corpus)} texts"
+    texts = corpus()
+    opened = tokenizer.train_tokenizer(texts, settings.vocab_size)
+    return opened, f"learnt from {len(texts)} texts"
 
 
 def encode(
@@ -203,7 +243,9 @@ def encode(
     # The two ends and the padding are special; any more, the text has spelt out.
     special = np.isin(padded, list(opened.special.values())).sum(1)
     spelt = np.flatnonzero(special > padded.shape[1] - length + 2)
-    return Encoded(Split(arrays, names), truncated, [names[row] for row in spelt])
+    return Encoded(
+        Split(arrays, names), {names[row] for row in truncated}, {names[row] for row in spelt}
+    )
 
 
 def _lengths(split: Split) -> dict[str, float]:
@@ -217,15 +259,16 @@ def _lengths(split: Split) -> dict[str, float]:
 def remarks(encoded: Mapping[str, Encoded], max_length: int) -> Iterator[str]:
     """What the user should be told about splits, by name."""
     for name, part in encoded.items():
-        if part.truncated:
+        if cut := part.truncated.intersection(part.split.ids):
             yield (
-                f"{part.truncated:,} of {len(part.split):,} {name} texts are longer than "
+                f"{len(cut):,} of {len(part.split):,} {name} texts are longer than "
                 f"max_length={max_length} tokens and lose their end"
             )
-    if spelling := [each for part in encoded.values() for each in part.spelling]:
+    names = [each for part in encoded.values() for each in part.split.ids if each in part.spelling]
+    if names:
         yield (
-            f"{len(spelling):,} texts spell out a special token like <mask> or </s>, and it is "
-            f"read as that token: {some(spelling)}"
+            f"{len(names):,} texts spell out a special token like <mask> or </s>, and it is "
+            f"read as that token: {some(names)}"
         )
 
 

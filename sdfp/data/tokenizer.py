@@ -30,8 +30,8 @@ class Encoded(NamedTuple):
 
     tokens: list[np.ndarray]
     """int32 [length] each, from <s> to </s>."""
-    truncated: int
-    """How many texts were longer than allowed and lost their end."""
+    truncated: list[int]
+    """The texts that were longer than allowed and lost their end."""
 
 
 class Tokenizer(NamedTuple):
@@ -59,13 +59,13 @@ class Tokenizer(NamedTuple):
         """
         if max_length < 3:
             raise ValueError(f"max_length must be at least 3, got {max_length}")
-        tokens, truncated = [], 0
+        tokens, truncated = [], []
         for start in range(0, len(texts), AT_ONCE):
             for encoding in self.backend.encode_batch(list(texts[start : start + AT_ONCE])):
                 ids = np.array(encoding.ids, np.int32)
                 if len(ids) > max_length:
                     ids = np.append(ids[: max_length - 1], ids[-1])
-                    truncated += 1
+                    truncated.append(len(tokens))
                 tokens.append(ids)
         return Encoded(tokens, truncated)
 

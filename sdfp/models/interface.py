@@ -36,8 +36,8 @@ class Backbone(NamedTuple):
     to_torch: Callable
     """(params) -> {name: ndarray}: the Hugging Face hub's naming."""
     picture: Callable
-    """(params, batch, key) -> [examples, 3, height, width, channels]: masked input,
-    reconstruction and original, in the model's input space."""
+    """(params, batch, key) -> masked input, reconstruction and original, as the model reads them:
+    [examples, 3, height, width, channels], of texts token ids [rows, 3, length]."""
 
 
 class Card(NamedTuple):
