@@ -201,7 +201,7 @@ def test_acl_arc(tmp_path, real_data):
         tmp_path,
         "roberta_acl_arc.py:smoke",
         f"--config.data.dir={real_data / 'text'}",
-        "--config.methods=further_pretrain",
+        "--config.methods=finetune",
         "--config.seeds=0,",
     )
     assert "data: 52 test texts are in train too, character for character" in output
@@ -332,7 +332,7 @@ def test_weights_are_not_read_with_a_learnt_tokenizer(folder, tmp_path):
         f"--config.init.weights={tmp_path / 'weights'}",
         "--config.data.tokenizer=",
     )
-    assert told.startswith("config.data.tokenizer: give the one of the weights")
+    assert told.startswith("config.data.tokenizer: weights have a tokenizer; give")
 
 
 def test_source_and_target_have_one_tokenizer(folder, tmp_path):
@@ -352,14 +352,11 @@ def test_source_and_target_have_one_tokenizer(folder, tmp_path):
         f"--config.data.dir={folder}",
         *overrides,
         *(f"--config.{block}.tokenizer={tmp_path}" for block in ("data", "source")),
-        *("--config.methods=finetune", "--config.seeds=0,"),
+        *("--config.methods=finetune", "--config.seeds=0,", "--config.model.depth=1"),
     )
     assert results["source"]["counts"]["unlabelled"] == 60
     assert results["source"]["fingerprint"] != results["data"]["fingerprint"]
-    assert [stage["name"] for stage in results["stages"]] == [
-        "pretrain",
-        "finetune/finetune/seed_0",
-    ]
+    assert results["stages"][0]["name"] == "pretrain"
 
 
 def test_exit_code(folder, tmp_path):
