@@ -127,6 +127,16 @@ def test_table_faults(tmp_path, name, content, match):
     refused(text_files.read_table, write(tmp_path / name, content), match=match)
 
 
+def test_blank_lines_of_a_table(tmp_path):
+    """Skipped, unless they could be texts."""
+    file = tmp_path / "t.csv"
+    file.write_text("text,label\na,x\n\nb,y\n\n")
+    assert [document.text for document in text_files.read_table(file)] == ["a", "b"]
+    file.write_text("text\na\n\nb\n")
+    with pytest.raises(UserError, match="line 3: 0 fields"):
+        text_files.read_table(file, label=None)
+
+
 def test_unreadable(tmp_path):
     refused(text_files.read_lines, tmp_path / "none.txt", match=r"^cannot read .*No such file")
     refused(text_files.read_jsonl, tmp_path, match=r"^cannot read .*directory")

@@ -287,7 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
         if name not in known:
-            raise UserError(f"{name}: nothing to download; can be fetched: {', '.join(known)}")
+            what = "nothing to download" if name in DATASETS else "no such data set"
+            raise UserError(f"{name}: {what}; can be fetched: {', '.join(known)}")
         fetch(DATASETS[name].downloads, folder)
         where = shlex.quote(str(folder))
         config = f"{'vit' if DATASETS[name].settings is Data else 'roberta'}_{name}.py"

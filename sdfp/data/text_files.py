@@ -89,7 +89,8 @@ def read_table(file: Path, text: str = "text", label: str | None = "label") -> l
     """A .csv or .tsv file whose first line names the columns; other columns are ignored.
 
     In a .csv file a field in double quotes may hold commas and line ends. A .tsv file has no
-    quotes: in tweets they are text, and one that is never closed would swallow the rest.
+    quotes: in tweets they are text, and one that is never closed would swallow the rest. Blank
+    lines are skipped, but where there is only one column: they could be texts.
 
     Args:
         text: column of the text.
@@ -111,10 +112,12 @@ def read_table(file: Path, text: str = "text", label: str | None = "label") -> l
             if header.count(name) != 1:
                 raise UserError(
                     f"{file}, line 1: {header.count(name) or 'no'} column {name!r}; the columns "
-                    f"are {some(header) or 'none'}"
+                    f"are {some(header) or 'none'}; name one with text_column or label_column"
                 )
         rows = []
         for fields in reader:
+            if not fields and len(header) > 1:
+                continue
             if len(fields) != len(header):
                 raise UserError(
                     f"{file}, line {reader.line_num}: {len(fields)} fields, the first line names "

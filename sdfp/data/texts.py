@@ -16,6 +16,11 @@ from sdfp.data.tokenizer import Tokenizer
 from sdfp.settings import TextData
 from sdfp.types import UserError, some
 
+LEGEND = """\
+<mask>: hidden from the model. In {braces}, of the masked text: a random word in place of the right
+one; of the predicted one: what the model says; of the original: the right words.
+
+"""
 LEAST_VOCABULARY = tokenizer.BYTES + len(tokenizer.SPECIAL)
 
 
@@ -91,7 +96,7 @@ def assemble(listing: Listing, settings: TextData) -> Dataset:
         published=listing.published,
         metric=listing.metric,
         prepare=prepare,
-        to_text=make_to_text(opened),
+        to_text=lambda pictures: LEGEND + make_to_text(opened)(pictures),
         input={
             "kind": "text",
             "max_length": settings.max_length,

@@ -33,9 +33,8 @@ def check_input(settings: Settings, input: Mapping[str, Any], block: str) -> Non
     limit = _longest(settings)
     if input["max_length"] > limit:
         raise UserError(
-            f"{where}.max_length: must be at most {limit}, the positions that the model has for a "
-            f"text (config.model.max_positions - config.model.pad_id - 1); got "
-            f"{input['max_length']}"
+            f"{where}.max_length: must be at most {limit}, the tokens that the model has positions "
+            f"for; got {input['max_length']}"
         )
 
 
