@@ -196,7 +196,7 @@ def test_other_orders_fit_as_well():
     for seed in range(1, 40):
         measured, rows = measure(list(steps_of(lengths, 32, seed, 10)), chosen, 1)
         assert rows <= set(chosen.row_counts)
-        assert measured < 1.02 * chosen.ratio
+        assert measured < 1.05 * chosen.ratio
 
 
 def test_one_shape_of_equal_documents():

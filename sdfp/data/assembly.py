@@ -59,7 +59,6 @@ def assemble(
         out of range, a budget that cannot be met, no test split, or a fraction for one it has.
     """
     train, test, validation, unlabelled = parts
-    found, given = (len(train), len(test) if test else 0), {"test": test, "validation": validation}
     if not len(train):
         raise UserError(f"no {kind} to train on in {notes['source']}")
     if train.labelled:
@@ -68,22 +67,20 @@ def assemble(
     unlabelled = train if unlabelled is None else unlabelled
     if not len(unlabelled):
         raise UserError(f"no unlabelled {kind} in {notes['source']}")
-    held_out = {"validation": validation, "test": test}
-    every = {"train": train, "unlabelled": unlabelled, **held_out}
+    every = Parts(train, test, validation, unlabelled)
     seen = (train,) if unlabelled is train else (train, unlabelled)
-    shared = [count_shared(each, test) if test is not None else 0 for each in seen]
+    shared = [count_shared(split, test) if test is not None else 0 for split in seen]
+    found = (len(parts.train), len(parts.test or ()))
     facts = {
-        "counts": {name: len(split or ()) for name, split in every.items()},
+        **_counts(parts, every, header),
         "classes": len(class_names),
-        "own_splits": [name for name, split in given.items() if split],
         "found": found,
         "published": published or found,
-        "held_out": {n: _fingerprint([s], header) for n, s in held_out.items() if s},
         f"test_{kind}s_in_train": shared[0],
         f"test_{kind}s_in_unlabelled": shared[-1],
     }
     return Dataset(
-        **every,
+        **every._asdict(),
         class_names=class_names,
         fingerprint=_fingerprint(seen, header),
         notes={**notes, **facts},
@@ -91,6 +88,17 @@ def assemble(
         metric=metric,
         **how,
     )
+
+
+def _counts(given: Parts, parts: Parts, header: str) -> dict[str, Any]:
+    """What is in the parts, and which of them were given."""
+    held_out = {"validation": parts.validation, "test": parts.test}
+    order = ("train", "unlabelled", "validation", "test")
+    return {
+        "counts": {name: len(getattr(parts, name) or ()) for name in order},
+        "own_splits": [name for name in ("test", "validation") if getattr(given, name)],
+        "held_out": {n: _fingerprint([s], header) for n, s in held_out.items() if s},
+    }
 
 
 def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[str]:

@@ -278,20 +278,19 @@ def _extract(item: _Item, archive: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
     parser = cli.parser("sdfp.data.fetch", "Downloads the original files of a data set.")
-    parser.add_argument("name", metavar="NAME", help="as in config.data.name")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(known)}")
     parser.add_argument("--dir", type=Path, required=True, metavar="D", help="folder for the files")
-    arguments = parser.parse_args(argv)
-    name, folder = arguments.name, arguments.dir.expanduser()
+    given = parser.parse_args(argv)
+    name, folder = given.name, given.dir.expanduser()
 
     def run() -> None:
-        known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
         if name not in known:
-            what = "nothing to download" if name in DATASETS else "no such data set"
-            raise UserError(f"{name}: {what}; can be fetched: {', '.join(known)}")
+            raise UserError(f"{name}: nothing to download; can be fetched: {', '.join(known)}")
         fetch(DATASETS[name].downloads, folder)
-        where = shlex.quote(str(folder))
         config = f"{'vit' if DATASETS[name].settings is Data else 'roberta'}_{name}.py"
+        where = shlex.quote(str(folder))
         say(f"Next: python -m sdfp.main --config configs/{config} --config.data.dir={where}")
 
     return cli.exit_code(run)
