@@ -26,8 +26,6 @@ def download(source: str, revision: str, patterns: Sequence[str]) -> Path:
     Raises:
         UserError: `source` can only be a path, no such id or revision, no access, no network.
     """
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"{source}: no such file or folder")
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -36,6 +34,8 @@ def download(source: str, revision: str, patterns: Sequence[str]) -> Path:
             f"{source}: no such file or folder, and reading from the hub needs "
             "`pip install huggingface_hub`"
         ) from None
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such file or folder")
     try:
         folder = huggingface_hub.snapshot_download(
             source, revision=revision or None, allow_patterns=list(patterns)
