@@ -151,7 +151,7 @@ def test_everything_that_can_be_switched(tmp_path):
     assert entry["value"] == entry["macro_f1"]
     assert entry["micro_f1"] == pytest.approx(entry["accuracy"])
     pictures = (tmp_path / "work/stages/self_distill_2/reconstructions.txt").read_text()
-    assert pictures.count("original: ") == 4
+    assert pictures.count("\noriginal: ") == 4
     assert pictures.count("<mask>") > 1
 
 
