@@ -32,7 +32,6 @@ def assemble(
     count_shared: Callable[[Split, Split], int],
     header: str,
     published: tuple[int, int] | None = None,
-    remarks: tuple[str, ...] = (),
     metric: str = "accuracy",
     **how: Any,
 ) -> Dataset:
@@ -84,7 +83,7 @@ def assemble(
         class_names=class_names,
         fingerprint=_fingerprint(seen, header),
         notes={**notes, **facts},
-        remarks=(*_remarks(kind, facts, notes.get("broken", {})), *remarks),
+        remarks=_remarks(kind, facts, notes.get("broken", {})),
         metric=metric,
         **how,
     )
@@ -101,7 +100,7 @@ def _counts(given: Parts, parts: Parts, header: str) -> dict[str, Any]:
     }
 
 
-def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[str]:
+def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> tuple[str, ...]:
     told = []
     found, published = facts["found"], facts["published"]
     if found != published:
@@ -119,7 +118,7 @@ def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> list[s
             f"{in_unlabelled} test {kind}s are among the unlabelled ones, {exactly}: the masked "
             "stages see them"
         )
-    return told
+    return tuple(told)
 
 
 def cut(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp.data import cache, image_folder, pixels, text_file, text_files, texts, tokenizer
+from sdfp.data import cache, image_folder, pixels, text_file, texts, tokenizer
 from sdfp.data.interface import Split
 from sdfp.data.text_files import Document
 from sdfp.types import UserError
@@ -88,17 +88,13 @@ def list_texts(path: Path, column: str) -> list[Document]:
     Raises:
         UserError: a folder or another kind of file, or a reason of `text_files`.
     """
-    kind = path.suffix.lower()
-    if path.is_dir() or kind not in text_file.SUFFIXES:
+    if path.is_dir() or path.suffix.lower() not in text_file.SUFFIXES:
         what = "a folder" if path.is_dir() else "not a file of texts"
         raise UserError(
             f"--input {path}: {what}, and the model takes texts: give one "
             f"{', '.join(text_file.SUFFIXES[:-1])} or {text_file.SUFFIXES[-1]} file"
         )
-    if kind == ".txt":
-        return text_files.read_lines(path)
-    read = text_files.read_jsonl if kind == ".jsonl" else text_files.read_table
-    return read(path, column, None)
+    return text_file.read(path, column, None)
 
 
 def read_texts(documents: Sequence[Document], input: Mapping[str, Any]) -> Read:

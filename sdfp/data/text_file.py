@@ -47,7 +47,7 @@ def load(settings: TextData) -> Dataset:
                 f"{file}: plain lines have no labels, {files['train'].name} has: make it a .csv, "
                 ".tsv or .jsonl, or set --config.data.label_column='' to use none"
             )
-        parts[split] = _read(file, settings.text_column, None if split == "unlabelled" else label)
+        parts[split] = read(file, settings.text_column, None if split == "unlabelled" else label)
     return texts.assemble(texts.Listing(**parts, source=f"texts in {settings.dir}"), settings)
 
 
@@ -83,7 +83,12 @@ def _is_plain(file: Path) -> bool:
     return file.suffix.lower() == ".txt"
 
 
-def _read(file: Path, text: str, label: str | None) -> list[Document]:
+def read(file: Path, text: str, label: str | None) -> list[Document]:
+    """The texts of one file, by its suffix; `text` and `label` name columns, None no labels.
+
+    Raises:
+        UserError: a reason of `text_files`.
+    """
     if _is_plain(file):
         return text_files.read_lines(file)
     if file.suffix.lower() == ".jsonl":

@@ -277,7 +277,7 @@ def remarks(encoded: Mapping[str, Encoded], max_length: int) -> Iterator[str]:
         )
 
 
-def _shared_texts(train: Split, test: Split, text_of: Mapping[str, str]) -> int:
-    """How many test texts also stand in train, character for character."""
-    seen = {text_of[each] for each in train.ids}
+def _shared_texts(split: Split, test: Split, text_of: Mapping[str, str]) -> int:
+    """How many test texts also stand in `split`, character for character."""
+    seen = {text_of[each] for each in split.ids}
     return sum(text_of[each] in seen for each in test.ids)
