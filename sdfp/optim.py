@@ -1,10 +1,13 @@
-"""Schedule, parameter masks and AdamW, from plain arguments."""
+"""Schedule, parameter masks and AdamW, from plain arguments or from a recipe."""
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import jax
 import optax
+
+from sdfp.settings import Recipe
 
 
 def warmup_linear_schedule(learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
@@ -26,6 +29,11 @@ def name_mask(params: Any, names: Collection[str]) -> Any:
     By name, not by rank: blocks are stacked over layers, so a bias has two dimensions here.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
+
+
+def other_mask(params: Any, names: Collection[str]) -> Any:
+    """True where `name_mask` is False."""
+    return jax.tree.map(lambda named: not named, name_mask(params, names))
 
 
 def adamw(
@@ -50,12 +58,36 @@ def adamw(
     """
     undecayed = set(no_decay) | set(frozen)
     return optax.chain(
-        optax.masked(optax.set_to_zero(), lambda params: name_mask(params, frozen)),
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        freeze_and_clip(frozen, clip_norm),
         optax.scale_by_adam(beta1, beta2, epsilon),
-        optax.add_decayed_weights(
-            weight_decay,
-            lambda params: jax.tree.map(lambda named: not named, name_mask(params, undecayed)),
-        ),
+        optax.add_decayed_weights(weight_decay, lambda params: other_mask(params, undecayed)),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def freeze_and_clip(frozen: Collection[str], clip_norm: float) -> optax.GradientTransformation:
+    """What an optimiser does to the gradient first; `adamw` describes the arguments."""
+    return optax.chain(
+        optax.masked(optax.set_to_zero(), lambda params: name_mask(params, frozen)),
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    )
+
+
+@lru_cache
+def adamw_of(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW as a recipe says. Cached, so that stages with one recipe share a program."""
+    return adamw(
+        schedule_of(recipe),
+        beta1=recipe.beta1,
+        beta2=recipe.beta2,
+        epsilon=recipe.epsilon,
+        weight_decay=recipe.weight_decay,
+        no_decay=recipe.no_decay,
+        frozen=recipe.frozen,
+        clip_norm=recipe.clip_norm,
+    )
+
+
+def schedule_of(recipe: Recipe) -> optax.Schedule:
+    """The learning rate of each step of a recipe."""
+    return warmup_linear_schedule(recipe.learning_rate, recipe.steps, recipe.warmup_steps)

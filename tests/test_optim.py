@@ -7,7 +7,6 @@ import training
 
 from configs import common
 from sdfp import optim
-from sdfp.train import stage
 
 # Two stacked layers, as in the models: a bias has two dimensions.
 SHAPES = {
@@ -55,7 +54,7 @@ def rate(recipe, step):
 
 
 def ours(recipe, gradients, params=PARAMS):
-    tx = stage.make_optimizer(recipe)
+    tx = optim.adamw_of(recipe)
     opt_state = tx.init(params)
 
     @jax.jit
@@ -154,9 +153,7 @@ def test_frozen_parameters_do_not_count_in_the_clipped_norm():
 def test_clip_scales_only_gradients_above_the_norm():
     # Adam hides a constant factor of the gradient, so look at its first moment.
     def first_moment(gradient, clip_norm):
-        tx = stage.make_optimizer(
-            training.recipe(common.masked_recipe(), clip_norm=clip_norm, frozen=())
-        )
+        tx = optim.adamw_of(training.recipe(common.masked_recipe(), clip_norm=clip_norm, frozen=()))
         _, opt_state = jax.jit(tx.update)(gradient, tx.init(PARAMS), PARAMS)
         (adam,) = (s for s in opt_state if hasattr(s, "mu"))
         return np.concatenate([np.ravel(x) / 0.1 for x in jax.tree.leaves(adam.mu)])

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from configs import common
+from sdfp import optim
 from sdfp.data import loading, pixels
 from sdfp.data.interface import Split
 from sdfp.settings import Recipe
-from sdfp.train import loop, stage, step
+from sdfp.train import loop, step
 
 KEY = jax.random.key(3)
 ORDER_SEED = 5
@@ -68,6 +69,7 @@ def train(
     frozen=None,
     per_example=None,
     prepare=None,
+    make_optimizer=None,
     steps_per_call=3,
     pause_every=1000,
 ):
@@ -76,7 +78,7 @@ def train(
     Returns:
         The last state on the host, and {term: [steps]}.
     """
-    tx = stage.make_optimizer(recipe)
+    tx = (make_optimizer or optim.adamw_of)(recipe)
     prepare = prepare or prepare_images(feed.split.arrays["image"].shape[1])
     prepare = loop.make_prepare(prepare, recipe.augment, per_example)
     calls = loop.train(

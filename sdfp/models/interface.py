@@ -21,13 +21,19 @@ class Backbone(NamedTuple):
     """(params, batch, mask, key, train) -> prediction at the hidden positions."""
     reconstruction_loss: Callable
     """(prediction, batch, mask) -> [examples], the mean over each example's hidden positions."""
+    prediction_distance: Callable
+    """(prediction, teacher's prediction, batch, mask) -> [examples]: how far two predictions of
+    one mask are apart, the same mean; the teacher's gets no gradient."""
     features: Callable
     """(encoder, batch, key, train, tokens="cls"|"all", perturb=None)
     -> [examples, dim] or [examples, tokens, dim]: the final hidden state of the unmasked input;
     where examples have unequal numbers of tokens, 0 behind the last one (see
     `losses.squared_distance`)."""
     logits: Callable
-    """(params, batch, key, train, perturb=None) -> [examples, classes]."""
+    """(params, batch, key, train, perturb=None) -> [examples, classes]. `perturb` is called once:
+    (embeddings [..., tokens, dim], example, position, both int32 [..., tokens]) -> embeddings, on
+    what patches or words are embedded as; a token is known by its example's place in the data set
+    and its own in the example."""
     add_head: Callable
     """(params, num_classes, key) -> {"encoder", "head"}: decoder dropped, fresh head added."""
     from_torch: Callable

@@ -4,13 +4,12 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from sdfp import checkpoint, optim, report
 from sdfp.data import plan
@@ -45,6 +44,8 @@ class Stage(NamedTuple):
     frozen: Any = None
     per_example: Callable | None = None
     weights: Mapping[str, float] = {}
+    make_optimizer: Callable = optim.adamw_of
+    """(recipe) -> optax.GradientTransformation, the same object for the same recipe."""
 
 
 class Place(NamedTuple):
@@ -89,21 +90,6 @@ def run_stage(stage: Stage, place: Place) -> Outcome:
     return outcome
 
 
-@lru_cache
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW as a recipe says. Cached, so that stages with one recipe share a program."""
-    return optim.adamw(
-        optim.warmup_linear_schedule(recipe.learning_rate, recipe.steps, recipe.warmup_steps),
-        beta1=recipe.beta1,
-        beta2=recipe.beta2,
-        epsilon=recipe.epsilon,
-        weight_decay=recipe.weight_decay,
-        no_decay=recipe.no_decay,
-        frozen=recipe.frozen,
-        clip_norm=recipe.clip_norm,
-    )
-
-
 def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[str, Any]]:
     """Trains from the start or the newest checkpoint to the last step.
 
@@ -111,7 +97,7 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
         The parameters on the host, and the facts for the record.
     """
     devices, run, recipe = place.devices, place.run, stage.recipe
-    tx = make_optimizer(recipe)
+    tx = stage.make_optimizer(recipe)
     state, past = _start(stage, directory, tx)
     frozen = devices.replicate(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
