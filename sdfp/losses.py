@@ -84,3 +84,49 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     chex.assert_type(label, int)
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(log_probability, label[:, None], axis=-1)[:, 0]
+
+
+def soft_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Softmax cross-entropy with a distribution over the classes as the target.
+
+    Args:
+        logits: [examples, classes].
+        target: same shape; each row sums to 1.
+
+    Returns:
+        [examples], in nats.
+
+    Raises:
+        AssertionError: shapes differ or are not of rank 2.
+
+    References: Szegedy et al. 2016, section 7 (label smoothing).
+    """
+    chex.assert_rank(logits, 2)
+    chex.assert_equal_shape([logits, target])
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(target.astype(jnp.float32) * log_probability, axis=-1)
+
+
+def kl_divergence(reference: jax.Array, logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """KL(softmax(reference / T) || softmax(logits / T)), summed over the classes.
+
+    Gradients flow into both arguments: stop that of a teacher where it is made.
+
+    Args:
+        reference: logits [examples, classes].
+        logits: same shape.
+        temperature: T above 0.
+
+    Returns:
+        [examples], in nats.
+
+    Raises:
+        AssertionError: shapes differ or are not of rank 2.
+
+    References: Hinton et al. 2015, section 2.
+    """
+    chex.assert_rank(reference, 2)
+    chex.assert_equal_shape([reference, logits])
+    log_p = jax.nn.log_softmax(reference.astype(jnp.float32) / temperature, axis=-1)
+    log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -239,11 +239,15 @@ def test_bfloat16_is_close_and_gives_float32(params):
 def test_perturb_sees_the_word_embeddings(params):
     seen = []
     run = lambda f: BACKBONE.features(params["encoder"], PACKED, None, False, perturb=f)
-    same = run(lambda x: seen.append(x) or x)
+    same = run(lambda *given: seen.append(given) or given[0])
     np.testing.assert_allclose(same, run(None), atol=1e-6)
     expected = params["encoder"]["word"]["embedding"][PACKED["tokens"]]
-    np.testing.assert_array_equal(seen[0], expected)
-    assert not np.allclose(run(lambda x: x + 1.0 * (jnp.arange(16) % 2)[None, None]), same)
+    np.testing.assert_array_equal(seen[0][0], expected)
+    used = PACKED["segment"] > 0
+    document = PACKED["index"][PACKED["document"][used]]
+    np.testing.assert_array_equal(seen[0][1][used], document)
+    np.testing.assert_array_equal(seen[0][2], PACKED["position"])
+    assert not np.allclose(run(lambda x, *_: x + 1.0 * (jnp.arange(16) % 2)[None, None]), same)
     with pytest.raises(ValueError, match="cls"):
         BACKBONE.features(params["encoder"], PACKED, None, False, tokens="some")
 

@@ -220,15 +220,18 @@ def test_features_and_logits_of_cls(params, outputs):
 def test_perturb_acts_on_the_patch_embeddings(params, outputs):
     seen = []
 
-    def perturb(embeddings):
-        seen.append(embeddings)
+    def perturb(embeddings, example, position):
+        seen.append((embeddings, example, position))
         return 2 * embeddings
 
     moved = BACKBONE.logits(params, BATCH, None, False, perturb=perturb)
     assert not np.allclose(moved, outputs["logits"], atol=1e-3)
     layer = params["encoder"]["patch_embed"]
     expected = vit_mae.patchify(BATCH["image"], 4) @ layer["kernel"] + layer["bias"][None, None]
-    np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+    embeddings, example, position = seen[0]
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    np.testing.assert_array_equal(example, np.repeat(BATCH["index"][:, None], 16, axis=1))
+    np.testing.assert_array_equal(position, np.repeat(np.arange(16)[None], 3, axis=0))
 
 
 def test_head_is_fresh_and_the_decoder_dropped(params):

@@ -130,7 +130,7 @@ def encode(
         rates: dropout rates of hidden states and of attention weights; (0, 0) needs no key.
         encoder: parameters.
         tokens: [rows, length] in place of the batch's own, or None.
-        perturb: function on the word embeddings, or None.
+        perturb: see `interface.Backbone.logits`, or None.
 
     Returns:
         [rows, length, dim], float32.
@@ -174,11 +174,24 @@ def reconstruction_loss(prediction, batch, mask: Mask) -> jax.Array:
 
     References: Lee et al. 2023, Eq. 1: Z is each document's own number of masked positions.
     """
-    error = jnp.where(mask.valid, losses.cross_entropy(prediction, mask.target), 0.0)
+    return masked_mean(losses.cross_entropy(prediction, mask.target), batch, mask)
+
+
+def prediction_distance(prediction, teacher, batch, mask: Mask) -> jax.Array:
+    """KL(teacher || student) at the masked positions; arguments, result and References as
+    `reconstruction_loss`."""
+    return masked_mean(
+        losses.kl_divergence(jax.lax.stop_gradient(teacher), prediction), batch, mask
+    )
+
+
+def masked_mean(value: jax.Array, batch, mask: Mask) -> jax.Array:
+    """Mean of `value` [slots] over each document's masked positions: [examples]."""
+    value = jnp.where(mask.valid, value, 0.0)
     total = partial(
         jax.ops.segment_sum, segment_ids=mask.example, num_segments=batch["index"].shape[0]
     )
-    mean = total(error) / jnp.maximum(total(mask.valid.astype(jnp.float32)), 1.0)
+    mean = total(value) / jnp.maximum(total(mask.valid.astype(jnp.float32)), 1.0)
     return jnp.where(mask.overflow > 0, jnp.nan, mean)
 
 
@@ -268,6 +281,7 @@ def make(settings: Settings, dtype) -> interface.Backbone:
         mask=partial(draw_mask, s),
         reconstruct=reconstruct,
         reconstruction_loss=reconstruction_loss,
+        prediction_distance=prediction_distance,
         features=features,
         logits=logits,
         add_head=partial(add_head, s),

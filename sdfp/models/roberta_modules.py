@@ -204,8 +204,8 @@ class Encoder(nn.Module):
             tokens: [rows, length] int32, below vocab_size. An id or a place out of range makes
                 NaN, it is not clipped.
             places: what the tokens are.
-            perturb: function on the word embeddings [rows, length, dim], float32, before
-                position and type embeddings are added and normalised; or None.
+            perturb: (embeddings [rows, length, dim], example, position) -> embeddings, float32,
+                on those of the words before position and type are added and normalised; or None.
 
         Returns:
             [rows, length, dim], float32. What stands at padding means nothing.
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
         s = self.settings
         embed = partial(nn.Embed, features=s.dim, embedding_init=nn.initializers.normal(0.02))
         x = embed(s.vocab_size, name="word")(tokens)
-        x = x if perturb is None else perturb(x)
+        x = x if perturb is None else perturb(x, places.example, places.position)
         position = jnp.where(places.segment > 0, places.position + s.first_position, s.pad_id)
         x = x + embed(s.max_positions, name="position")(position)
         x = x + embed(1, name="type")(jnp.zeros_like(tokens))

@@ -125,7 +125,7 @@ def encode(
         rate: dropout rate; 0 needs no key.
         encoder: parameters.
         mask: None for the whole image.
-        perturb: function on the patch embeddings, or None.
+        perturb: see `interface.Backbone.logits`, or None.
 
     Returns:
         [examples, 1 + tokens, dim].
@@ -205,8 +205,9 @@ def make(settings: Settings, dtype) -> interface.Backbone:
             statistics, features, logits and losses are float32 in either case.
 
     Returns:
-        interface.Backbone. `reconstruct` gives [examples, hidden, pixels of a patch]. `perturb`
-        is called on the patch embeddings [examples, patches, dim] before positions are added.
+        interface.Backbone. `reconstruct` gives [examples, hidden, pixels of a patch],
+        `prediction_distance` the mean squared error. `perturb` is called on the patch embeddings
+        [examples, patches, dim] before positions are added.
 
     References: He et al. 2022; Lee et al. 2023, section 3.
     """
@@ -221,6 +222,10 @@ def make(settings: Settings, dtype) -> interface.Backbone:
     def reconstruction_loss(prediction, batch, mask):
         target = reconstruction_target(settings, batch, mask)
         return losses.patch_mean_squared_error(prediction, target)
+
+    def prediction_distance(prediction, teacher, batch, mask):
+        del batch, mask
+        return losses.patch_mean_squared_error(prediction, jax.lax.stop_gradient(teacher))
 
     def features(encoder, batch, key, train, tokens="cls", perturb=None):
         if tokens not in ("cls", "all"):
@@ -240,6 +245,7 @@ def make(settings: Settings, dtype) -> interface.Backbone:
         mask=partial(draw_mask, settings),
         reconstruct=reconstruct,
         reconstruction_loss=reconstruction_loss,
+        prediction_distance=prediction_distance,
         features=features,
         logits=logits,
         add_head=partial(add_head, settings),

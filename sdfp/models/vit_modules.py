@@ -172,7 +172,8 @@ class Encoder(nn.Module):
             patches: [examples, tokens, pixels of a patch].
             index: [examples], what dropout is keyed by.
             position: [examples, tokens], the place of each patch; None for all in order.
-            perturb: function on the patch embeddings [examples, tokens, dim], before positions.
+            perturb: (embeddings [examples, tokens, dim], index, position) -> embeddings, on
+                those of the patches before positions are added; or None.
 
         Returns:
             [examples, 1 + tokens, dim], [CLS] first, float32.
@@ -189,7 +190,9 @@ class Encoder(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             name="patch_embed",
         )(patches)
-        x = x if perturb is None else perturb(x)
+        if perturb is not None:
+            place = jnp.arange(x.shape[1])[None] if position is None else position
+            x = perturb(x, *jnp.broadcast_arrays(index[:, None], place))
         x = x + _places(pos_embed, position).astype(x.dtype)
         first = jnp.broadcast_to(cls_token + pos_embed[:, :1], (x.shape[0], 1, s.dim))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
