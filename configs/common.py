@@ -17,7 +17,7 @@ VIT_SIZES = {
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "run"  # default work directory: runs/<name>
-    # Rows of the table: finetune, further_pretrain, self_distillation.
+    # Rows of the table: names of sdfp/methods/registry.py; "a+b" is a row of two methods.
     config.methods = ("finetune", "further_pretrain", "self_distillation")
     config.seeds = (0, 1, 2, 3, 4)  # fine-tuning runs of each row
     config.seed = 0  # of the pre-training stages: order, masks
@@ -50,18 +50,7 @@ def get_config() -> ConfigDict:
             "finetune": finetune_recipe(),
         }
     )
-    config.method = ConfigDict(
-        {
-            "finetune": {},
-            "further_pretrain": {},
-            "self_distillation": {
-                "rounds": 1,  # T' of Algorithm 1
-                "features": "cls",  # cls | all: the tokens whose features are compared
-                "masked_weight": 1.0,  # lambda of the paper's Table 6
-                "distill_weight": 1.0,
-            },
-        }
-    )
+    config.method = methods()
     config.parallel = ConfigDict(
         {
             "backend": "jit",  # jit | pmap
@@ -70,6 +59,57 @@ def get_config() -> ConfigDict:
     )
     config.run = run()
     return config
+
+
+def methods() -> ConfigDict:
+    """What each method can be set to: [published] by its authors, else chosen here. Where rows are
+    joined by "+", each brings its own."""
+    return ConfigDict(
+        {
+            "finetune": {},
+            "recadam": {
+                "penalty": 5000.0,  # gamma: pull to theta_init [published]
+                "schedule": "sigmoid",  # sigmoid | linear | constant: of lambda [published]
+                "steepness": 0.5,  # k of the sigmoid [published]
+                "midpoint": 250,  # t0: the step where the sigmoid is 1/2, linear is 1 [published]
+            },
+            # How far each unit's weights may go from theta_init (of the head from 0), in the sum
+            # of absolute values. Published for convolutional nets only: choose with --tune.
+            "mars": {"radius": 8.0, "head_radius": 16.0},
+            "r3f": {
+                "noise": "normal",  # normal | uniform
+                "epsilon": 1e-5,  # its scale [published]
+                "weight": 1.0,  # of the symmetric KL [published]
+            },
+            "further_pretrain": {},
+            "self_distillation": {
+                "rounds": 1,  # T' of Algorithm 1
+                "features": "cls",  # cls | all: the tokens whose features are compared
+                "masked_weight": 1.0,  # lambda of the paper's Table 6
+                "distill_weight": 1.0,
+            },
+            "distill_only": {"features": "cls"},
+            "further_pretrain_x2": {},
+            "prediction_matching": {"weight": 1.0},
+            "weight_matching_l2": {"weight": 1.0},
+            "weight_matching_mars": {"weight": 1.0},
+            "label_smoothing": {"alpha": 0.1},  # share of the uniform distribution
+            "tf_reg": {
+                "alpha": 0.1,  # share of the hand-made teacher
+                "certainty": 0.9,  # what it gives to the true class
+            },
+            "kd": {
+                "alpha": 0.5,  # share of the teacher
+                "temperature": 2.0,
+                # A fine-tuned model: WORKDIR, WORKDIR/stages/finetune/... or what sdfp.export
+                # wrote; "" = fine-tune one first:
+                "teacher": "",
+                "weights": "",  # from these weights, as init.weights; "" = as the student starts
+                "depth": 0,  # then with so many blocks; 0 = twice the student's
+            },
+            "self_kd": {"alpha": 0.5, "temperature": 2.0},
+        }
+    )
 
 
 def run() -> ConfigDict:
@@ -137,6 +177,7 @@ def vit(size: str) -> ConfigDict:
 def published_weights(config: ConfigDict) -> None:
     """theta_init and phi_init of the paper's image experiments."""
     config.init.kind, config.init.weights = "weights", "facebook/vit-mae-base"
+    config.method.kd.weights = "facebook/vit-mae-large"
 
 
 def masked_recipe() -> ConfigDict:
@@ -207,6 +248,7 @@ def few_steps(config: ConfigDict, name: str) -> None:
     config.seeds = (0, 1)
     if config.init.kind == "weights":
         config.init.kind, config.init.weights = "scratch", ""
+        config.method.kd.weights = ""
     for recipe in config.stages.values():
         recipe.update({"steps": 2, "batch_size": 8, "warmup_steps": 0})
     config.run.update({"log_every": 1, "checkpoint_every": 1, "steps_per_call": 2})

@@ -26,6 +26,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.name = "text"
     config.model = roberta("base")
     config.init.kind, config.init.weights = "weights", "FacebookAI/roberta-base"
+    config.method.kd.weights = "FacebookAI/roberta-large"
     config.data, config.source = text_data(config), text_data(config)
     for name in ("pretrain", "further_pretrain", "self_distill"):
         config.stages[name] = masked_recipe()
@@ -144,6 +145,8 @@ def small(config: ConfigDict) -> ConfigDict:
     config.name += "_small"
     config.seeds = (0, 1)
     config.init.kind, config.init.weights = "scratch", ""
+    config.method.kd.weights = ""
+    config.method.recadam.penalty = 500.0  # times the learning rate below 2, or it diverges
     config.model.update({"vocab_size": 4000, "max_positions": 258})
     config.model.update({"dim": 64, "depth": 4, "heads": 4, "mlp_dim": 256})
     no_dropout(config)

@@ -158,6 +158,12 @@ def restore_step(directory: Path, like: Any) -> tuple[Any, dict[str, Any]] | Non
     return restore(steps[-1], like) if steps else None
 
 
+def last_step(directory: Path) -> int | None:
+    """The step of an interrupted stage's newest finished save, or None."""
+    steps = _steps(directory)
+    return int(steps[-1].name.removeprefix("step_")) if steps else None
+
+
 def drop_steps(directory: Path) -> None:
     """Removes the saves of a stage that has ended."""
     for step in directory.glob("step_*"):

@@ -64,7 +64,7 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
         if isinstance(known[key], ConfigDict) and not text.startswith("{"):
             raise UserError(f"--config.{key}: a block of keys; set one of them, --config.{key}.X=Y")
         # ml_collections reads a,b as one word, but takes an element at a time.
-        words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.-]+(,[\w.-]+)+", text)
+        words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", text)
         arguments += [name + equals + part for part in (text.split(",") if words else [text])]
     parser = flags.FlagValues()
     flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
@@ -150,10 +150,54 @@ def parse(
     return experiment
 
 
+def parse_grid(texts: Iterable[str], methods: Mapping[str, type]) -> dict[str, tuple]:
+    """Reads `--tune` arguments, "method.key=a,b,c" each.
+
+    Args:
+        methods: method name -> its settings dataclass.
+
+    Returns:
+        "method.key" -> the values.
+
+    Raises:
+        UserError: no such key, a value of another type or out of its range, one value twice.
+    """
+    known = {
+        f"{name}.{field.name}": (get_type_hints(cls)[field.name], field.metadata)
+        for name, cls in methods.items()
+        for field in dataclasses.fields(cls)
+    }
+    grid: dict[str, tuple] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        where = f"--tune {key}"
+        if key not in known:
+            raise UserError(f"{where}: no such setting.{checked.nearest(key, known)} {_ALL_KEYS}")
+        kind, metadata = known[key]
+        grid[key] = tuple(
+            checked.scalar(kind, metadata, _literal(kind, value), where)
+            for value in values.split(",")
+        )
+        if len(set(grid[key])) != len(grid[key]):
+            raise UserError(f"{where}: give each value once; got {values}")
+    return grid
+
+
+def _literal(kind: type, text: str) -> Any:
+    """The text as a value of that type, or as it is: `checked.scalar` tells what is wrong."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        return text
+
+
 def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> None:
     """What no single key can tell."""
     for name in experiment.methods:
-        checked.one_of("config.methods", name, methods)
+        for part in name.split("+"):
+            checked.one_of("config.methods", part, methods)
     for key, names in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         if not names or len(set(names)) != len(names):
             raise UserError(f"config.{key}: give each of them once, at least one; got {names}")

@@ -1,57 +1,65 @@
-"""Wiring: config -> data, backbone, stages -> results. `run` is the whole program.
+"""The whole program: config -> data, backbone, rows -> results.
 
 config --parse--> settings --+--> data set, source data set
                              +--> backbone, theta_init (weights | scratch | pretrain stage)
-for each method:  pretrain(theta_init, fit) -> parameters     fit = run_stage + pictures
-    for each seed:  fine-tuning stage -> evaluation           -> results.json, table
+for each row:      rows.py: the methods of its name, and candidates where settings are chosen
+    cells.py:      pre-training, and for each seed fine-tuning and evaluation
+                   (stages.py: how each is trained, or read, if it is there)
+                                                                --> results.json
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import sdfp
-from sdfp import algorithm, checkpoint, config, initial, parallel, preflight, report, trained
-from sdfp.data.interface import Dataset
+from sdfp import cells, checkpoint, config, initial, parallel, preflight, report, rows, stages
 from sdfp.methods.registry import METHODS
-from sdfp.models.interface import Backbone, Card
 from sdfp.models.registry import BACKBONES
+from sdfp.rows import Row
 from sdfp.settings import Experiment
-from sdfp.train import evaluation
-from sdfp.train.evaluation import METRICS
-from sdfp.train.kept import Outcome
-from sdfp.train.stage import Place, Stage, run_stage
-from sdfp.types import Params
+from sdfp.stages import Context
+from sdfp.train.stage import Place
+from sdfp.types import Params, UserError, WorkdirError, one_line
 
 
-class Context(NamedTuple):
-    """What every stage of a run shares."""
+class Wish(NamedTuple):
+    """What a table can ask for beyond its config."""
 
-    settings: Experiment
-    place: Place
-    target: preflight.Source
-    backbone: Backbone
-    model: Any
-    """The backbone's settings, as its weights have them."""
-    precision: str
-    """Resolved: float32, tf32 or bfloat16."""
-    init_record: dict[str, Any]
-    facts: dict[str, dict]
-    """For results.json: fingerprint and notes of `data`, and of `source` if it is used."""
-    records: dict[str, dict]
-    """Stage name -> its record for results.json, in the order of the run."""
+    grid: Mapping[str, Sequence] = {}
+    """"method.key" -> values, of which the one is taken that is best on the validation part."""
+    pretrain_seeds: int = 1
+    """How often the pre-training stages are repeated: with config.seed, config.seed + 1, ..."""
 
 
-def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+CONFIG_ONLY = Wish()
+
+
+def parse(raw: Mapping[str, Any]) -> Experiment:
+    """A checked config. Raises UserError."""
+    return config.parse(
+        raw,
+        {name: family.settings for name, family in BACKBONES.items()},
+        {name: method.settings for name, method in METHODS.items()},
+    )
+
+
+def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict[str, Any]:
     """Runs everything that a config asks for, or what a work directory still lacks of it.
+
+    A cell that fails (its loss is not finite, no memory for it, its teacher cannot be read) is
+    reported, and the others go on: see `check`.
 
     Args:
         raw: a ConfigDict with the keys of configs/common.py.
         workdir: receives results.json, stages/, tensorboard/.
+        wish: what to do beyond the config.
 
     Returns:
         What is written to results.json.
@@ -59,11 +67,8 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: a mistake of the user's, told in one line.
     """
-    settings = config.parse(
-        raw,
-        {name: family.settings for name, family in BACKBONES.items()},
-        {name: method.settings for name, method in METHODS.items()},
-    )
+    settings = parse(raw)
+    groups = rows.expand(settings, wish.grid)
     precision = parallel.precision(settings.precision)
     preflight.check_workdir(workdir)
     with precision.context():
@@ -72,211 +77,161 @@ def run(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         target = preflight.load_data("data", settings.data, place)
         backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
         BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
-        preflight.check_held_out(settings, target.data)
+        asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
+        asked |= {"--tune": "validation"} if wish.grid else {}
+        preflight.check_held_out(asked, target.data)
         preflight.check_names(settings, init.params)
-        context = Context(
-            settings, place, target, backbone, model, precision.name, init.record, {}, {}
-        )
-        context.facts["data"] = target.data.facts
-        entries: list[dict[str, Any]] = []
-        for entry, new in _rows(context, _initial(context, init.params)):
-            entries.append(entry)
-            if new:  # what is there already stays, until this run has something to add
-                _write_results(context, entries, complete=False)
-    results = _write_results(context, entries, complete=True)
-    _farewell(results, target.data.metric, workdir)
-    return results
+        facts = {"data": target.data.facts}
+        context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
+        results = Results(context, init.record)
+        start = stages.initial_params(context, Row("finetune", settings), init.params)
+        for candidates in groups:
+            _run_row(results, candidates, start, wish.pretrain_seeds)
+    return results.write(complete=True)
 
 
-def _write_results(context: Context, entries: list[dict[str, Any]], complete: bool):
+def check(results: Mapping[str, Any]) -> None:
+    """Raises UserError if cells failed, and RuntimeError if that was not the user's mistake."""
+    failed = results["failed"]
+    if failed:
+        first = failed[0]
+        seed = "" if first["seed"] is None else f", seed {first['seed']}"
+        cell = first["method"] + seed
+        line = f"{len(failed)} failed, the others are in the results; {cell}: {first['error']}"
+        raise (RuntimeError if any(cell["ours"] for cell in failed) else UserError)(line)
+
+
+@dataclasses.dataclass
+class Results:
     """results.json as far as the run has come."""
-    place = context.place
-    results = {
-        "complete": complete,
-        "config": dataclasses.asdict(context.settings),
-        "model": dataclasses.asdict(context.model),
-        "versions": report.versions(),
-        "device": f"{place.devices.count} x {jax.devices()[0].device_kind}",
-        "precision": context.precision,
-        **context.facts,
-        "init": context.init_record,
-        "stages": list(context.records.values()),
-        "results": entries,
-        "summary": report.summary(entries),
-    }
-    checkpoint.write_json(place.workdir / "results.json", results)
-    return results
+
+    context: Context
+    init: dict[str, Any]
+    entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tuning: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+    def write(self, complete: bool) -> dict[str, Any]:
+        context = self.context
+        results = {
+            "complete": complete and not self.failed,
+            "config": dataclasses.asdict(context.settings),
+            "model": dataclasses.asdict(context.model),
+            "versions": report.versions(),
+            "device": f"{context.place.devices.count} x {jax.devices()[0].device_kind}",
+            "precision": context.precision.name,
+            **context.facts,
+            "init": self.init,
+            "stages": list(context.records.values()),
+            "tuning": self.tuning,
+            "results": self.entries,
+            "failed": self.failed,
+            "summary": report.summary(self.entries),
+        }
+        checkpoint.write_json(context.place.workdir / "results.json", results)
+        return results
+
+    def attempt(
+        self, row: Row, seed: int | None, run: Callable[[], Any], failed: list | None = None
+    ) -> Any:
+        """What `run` returns; None if it fails, which is told here and noted in `failed`."""
+        try:
+            return run()
+        except WorkdirError:
+            raise
+        except Exception as error:
+            ours = not isinstance(error, UserError)
+            if ours:
+                traceback.print_exc()
+            told = one_line(error) if str(error) else type(error).__name__
+            report.say(f"{row.finetuning_stage(seed or 0)}: failed: {told}")
+            repeat = row.settings.seed if row.pretrains else None
+            (self.failed if failed is None else failed).append(
+                {"method": row.name, "varied": dict(row.varied), "pretrain_seed": repeat}
+                | {"seed": seed, "error": told, "ours": ours}
+            )
+            return None
 
 
-def _initial(context: Context, init_params: Params) -> Params:
-    """theta_init, phi_init: as loaded, or pre-trained on `config.source` from there."""
-    settings = context.settings
-    if settings.init.kind != "pretrain":
-        return init_params
-    source = preflight.load_data("source", settings.source, context.place)
-    family = BACKBONES[settings.model_name]
-    family.check_input(context.model, source.data.input, "source")
-    preflight.check_one_tokenizer(source.data, context.target.data)
-    context.facts["source"] = source.data.facts
-    return _fit(context, source, "pretrain", algorithm.masked_loss(context.backbone), init_params)
+def _run_row(results: Results, candidates: list[Row], init: Params, repeats: int) -> None:
+    """Every cell of a row, after its settings were chosen where there is a choice."""
+    row = candidates[0] if len(candidates) == 1 else _choose(results, candidates, init)
+    if row is None:
+        return
+    if row.method.float32 and results.context.precision.name != "float32":
+        report.say(f"{row.name}: fine-tuning in float32, as the method needs")
+    first = row.settings.seed
+    for seed in range(first, first + (repeats if row.pretrains else 1)):
+        for entry, new in _cells(results, row.repeated(seed), init):
+            results.entries.append(entry)
+            if new:  # what is there already stays, until this run has something to add
+                results.write(complete=False)
 
 
-def _fit(
-    context: Context,
-    source: preflight.Source,
-    name: str,
-    loss_fn,
-    params: Params,
-    *,
-    recipe: str | None = None,
-    identity: Mapping[str, Any] | None = None,
-    **stage: Any,
-) -> Params:
-    """The `fit` that Algorithm 1 and the methods are given: one masked stage on `source`.
-
-    Args:
-        name: of the stage, and of its recipe unless `recipe` names another one.
-        identity: what else changes the stage's result.
-        stage: further fields of `Stage`: frozen, per_example, weights.
-    """
-    outcome = run_stage(
-        Stage(
-            name,
-            loss_fn,
-            params,
-            origin=checkpoint.digest(params),
-            recipe=getattr(context.settings.stages, recipe or name),
-            feed=source.feeds["unlabelled"],
-            prepare=source.data.prepare,
-            seed=context.settings.seed,
-            stream=name,
-            card=_card(context, source.data, ()),
-            identity=_identity(context, source.data, *context.model.MASKED_ONLY)
-            | dict(identity or {}),
-            **stage,
-        ),
-        context.place,
-    )
-    context.records[name] = outcome.record | _masked_loss(context, source.data, outcome)
-    evaluation.save_reconstructions(
-        outcome.directory,
-        source.data,
-        context.backbone,
-        outcome.params,
-        context.settings.run.pictures,
-    )
-    return outcome.params
-
-
-def _masked_loss(context: Context, data: Dataset, outcome: Outcome) -> dict[str, float]:
-    """For the record: the masked loss on the reported split, if that is asked for and there."""
-    name = context.settings.evaluate_on
-    held_out = getattr(data, name)
-    if not context.settings.run.masked_loss or held_out is None:
-        return {}
-    loss = evaluation.masked_loss(
-        outcome.directory,
-        outcome.params,
-        outcome.record["digest"],
-        held_out,
-        data.notes["held_out"][name],
-        **_how(context, data),
-    )
-    report.say(f"{outcome.record['name']}: {name} masked loss {loss:.4f}")
-    return {f"{name}_masked_loss": loss}
-
-
-def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
-    """What all stages' results depend on; `fields` are those of the model's settings that
-    only this kind of stage depends on."""
-    return {
-        "data": data.fingerprint,
-        "model": initial.architecture(context.settings.model_name, context.model, *fields),
-        "precision": context.precision,
-    }
-
-
-def _how(context: Context, data: Dataset) -> dict[str, Any]:
-    """How examples are evaluated."""
-    run, devices = context.settings.run, context.place.devices
-    how = {"rows": run.eval_batch_size, "resident_gb": run.resident_gb, "devices": devices}
-    return how | {"backbone": context.backbone, "prepare": data.prepare}
-
-
-def _card(context: Context, data: Dataset, class_names: tuple[str, ...]) -> dict[str, Any]:
-    card = Card(context.model, data.input, class_names)
-    return trained.to_json(context.settings.model_name, card)
-
-
-def _rows(context: Context, init_params: Params) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Every method and seed: the entries of results.json, and whether this run made them."""
-    settings = context.settings
-    fit = functools.partial(_fit, context, context.target)
-    for name in settings.methods:
-        params = METHODS[name].pretrain(
-            init_params, backbone=context.backbone, fit=fit, settings=settings.method[name]
+def _cells(results: Results, row: Row, init: Params) -> Iterator[tuple[dict[str, Any], bool]]:
+    context = results.context
+    start = results.attempt(row, None, lambda: cells.pretrained(context, row, init))
+    if start is None:
+        return
+    if not context.target.data.train.labelled:
+        report.say(f"{row.name}: no labels here, so no fine-tuning")
+        return
+    for seed in row.settings.seeds:
+        made = results.attempt(
+            row, seed, lambda seed=seed: cells.entry(context, row, seed, start, init)
         )
-        if context.target.data.train.labelled:
-            for seed in settings.seeds:
-                yield _finetune(context, name, seed, params, init_params)
-        else:
-            report.say(f"{name}: no labels here, so no fine-tuning")
+        if made:
+            yield made
 
 
-def _finetune(
-    context: Context, method: str, seed: int, params: Params, init_params: Params
-) -> tuple[dict[str, Any], bool]:
-    """Line 13 of Algorithm 1 for one seed, and what came of it."""
-    backbone, (data, feeds), settings = context.backbone, context.target, context.settings
-    outcome = run_stage(
-        Stage(
-            f"finetune/{method}/seed_{seed}",
-            algorithm.finetune_loss(backbone),
-            jax.device_get(backbone.add_head(params, len(data.class_names), jax.random.key(seed))),
-            origin=checkpoint.digest(params["encoder"]),  # the head comes from the seed
-            recipe=settings.stages.finetune,
-            feed=feeds["train"],
-            prepare=data.prepare,
-            seed=seed,
-            stream="finetune",  # one order of batches for every method
-            identity=_identity(context, data, *context.model.FINETUNE_ONLY),
-            card=_card(context, data, data.class_names),
-        ),
-        context.place,
-    )
-    context.records[outcome.record["name"]] = outcome.record
-    held_out = settings.evaluate_on
-    metrics = evaluation.evaluate(
-        outcome.directory,
-        outcome.params,
-        {
-            "params": outcome.record["digest"],
-            "classes": list(data.class_names),
-            held_out: data.notes["held_out"][held_out],
-        },
-        feeds["train"],
-        getattr(data, held_out),
-        class_names=data.class_names,
-        **_how(context, data),
-    )
-    value = metrics[data.metric]
-    report.say(
-        f"{outcome.record['name']}: {held_out} {data.metric.replace('_f1', '-F1')} {value:.2f}"
-    )
-    return {
-        "method": method,
-        "seed": seed,
-        "split": held_out,
-        "metric": data.metric,
-        "value": value,
-        **{name: metrics[name] for name in METRICS},
-        f"{held_out}_loss": metrics["loss"],
-        "train_accuracy": metrics["train_accuracy"],
-        "train_loss": metrics["train_loss"],
-        "distance": evaluation.distance(outcome.params["encoder"], init_params["encoder"]),
-        "stage": outcome.record["name"],
-        "stage_key": outcome.record["key"],
-    }, outcome.new
+def _choose(results: Results, candidates: list[Row], init: Params) -> Row | None:
+    """The candidate with the highest mean over the seeds on the validation part. The reported
+    split is not looked at. A candidate that fails is out; only if all do, the row has failed."""
+    metric, failed = results.context.target.data.metric, []
+    means: list[float | None] = []
+    told = []
+    for row in candidates:
+        values = _scores(results, row, init, failed)
+        scores = [value for value in values if value is not None]
+        means.append(float(np.mean(scores)) if len(scores) == len(values) else None)
+        told.append({"settings": _values(row, candidates), "values": values, "mean": means[-1]})
+        shown = "failed" if means[-1] is None else f"validation {metric} {means[-1]:.2f}"
+        report.say(f"{row.name} {told[-1]['settings']}: {shown}")
+    whole = [mean for mean in means if mean is not None]
+    chosen = means.index(max(whole)) if whole else None
+    results.tuning[candidates[0].name] = {
+        "split": "validation",
+        "metric": metric,
+        "candidates": told,
+        "chosen": chosen,
+    }
+    if chosen is None:
+        results.failed.extend(failed)
+        return None
+    return candidates[chosen]
+
+
+def _scores(results: Results, row: Row, init: Params, failed: list) -> list[float | None]:
+    """The validation part's score for each seed, None where that failed."""
+    context = results.context
+    attempt = functools.partial(results.attempt, row, failed=failed)
+    start = attempt(None, lambda: cells.pretrained(context, row, init))
+    if start is None:
+        return [None]
+
+    def score(seed: int) -> float:
+        outcome, _ = cells.finetuned(context, row, seed, start)
+        metrics = cells.measured(context, row, outcome, "validation")
+        return metrics[context.target.data.metric]
+
+    return [attempt(seed, functools.partial(score, seed)) for seed in row.settings.seeds]
+
+
+def _values(row: Row, candidates: list[Row]) -> dict[str, Any]:
+    """A candidate's values of everything that is varied among the candidates."""
+    keys = {key: None for candidate in candidates for key in candidate.varied}
+    value = lambda part, key: getattr(row.settings.method[part], key)
+    return {full: value(*full.split(".")) for full in keys}
 
 
 def _greet(settings: Experiment, place: Place, precision: parallel.Precision) -> None:
@@ -287,9 +242,11 @@ def _greet(settings: Experiment, place: Place, precision: parallel.Precision) ->
     )
 
 
-def _farewell(results: dict[str, Any], metric: str, workdir: Path) -> None:
+def conclude(results: Mapping[str, Any], workdir: Path) -> None:
+    """Shows what a run brought; then as `check`."""
     held_out = results["config"]["evaluate_on"]
-    if results["summary"]:
+    if results["results"]:
+        metric = results["results"][0]["metric"]
         # Micro-F1 is the accuracy, so it is a column only where it is the headline.
         also, shown = ([], "") if metric == "accuracy" else (["accuracy", "macro_f1"], " and F1")
         columns = [metric, *also, f"{held_out}_loss", "train_loss", "distance"]
@@ -297,3 +254,4 @@ def _farewell(results: dict[str, Any], metric: str, workdir: Path) -> None:
         report.say("distance is the encoder's Euclidean distance from theta_init\n")
         report.say(report.table(results["summary"], list(dict.fromkeys(columns))))
     report.say(f"\nresults: {workdir / 'results.json'}")
+    check(results)

@@ -5,12 +5,13 @@ starts from the same bits, on any device, and anybody can look at what was loade
 """
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import jax
 
 from sdfp import pretrained, report, trained
-from sdfp.models.interface import Backbone, Card
+from sdfp.models.interface import Backbone, Card, Family
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
 from sdfp.train.kept import Outcome, keep
@@ -24,8 +25,14 @@ def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
     return {"name": name, **{key: value for key, value in fields if key not in other}}
 
 
+@cache
+def make_backbone(family: Family, model: Any, dtype: Any) -> Backbone:
+    """Cached: one backbone's losses are compiled once."""
+    return family.make(model, dtype)
+
+
 def load(
-    settings: Experiment, place: Place, dtype: Any, input: dict[str, Any]
+    settings: Experiment, place: Place, dtype: Any, input: dict[str, Any], name: str = "init"
 ) -> tuple[Backbone, Any, Outcome]:
     """Builds the backbone and its initial parameters.
 
@@ -33,6 +40,7 @@ def load(
 
     Args:
         input: of the data set that the model is made for, see `data.interface.Dataset`.
+        name: folder below stages/.
 
     Returns:
         (backbone, its resolved settings, the outcome with parameters on the host).
@@ -46,13 +54,13 @@ def load(
         weights = pretrained.open_weights(init.weights, init.revision)
         shapes = {name: array.shape for name, array in weights.tensors.items()}
         model = family.read_config(model, weights.config, shapes)
-    backbone = family.make(model, dtype)
+    backbone = make_backbone(family, model, dtype)
     key = jax.random.key(init.seed)
 
     def make(directory):
         del directory
         if weights is None:
-            report.say(f"init: random parameters, seed {init.seed}")
+            report.say(f"{name}: random parameters, seed {init.seed}")
             return jax.device_get(backbone.init(key)), {"kind": "scratch"}
         params, loaded = pretrained.load(weights, backbone, key, init.missing_decoder)
         for line in loaded.lines():
@@ -66,4 +74,4 @@ def load(
         "model": architecture(settings.model_name, model),
     }
     card = trained.to_json(settings.model_name, Card(model, input, ()))
-    return backbone, model, keep(place.workdir, "init", identity, card, make)
+    return backbone, model, keep(place.workdir, name, identity, card, make)

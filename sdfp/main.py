@@ -18,7 +18,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "results; default: runs/<config.
 def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     values = config.read(_CONFIG.value, overrides=argv[1:])
-    experiment.run(values, Path(_WORKDIR.value or f"runs/{values.get('name')}"))
+    workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
+    experiment.conclude(experiment.run(values, workdir), workdir)
 
 
 def run() -> None:

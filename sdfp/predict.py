@@ -42,34 +42,6 @@ list_images = inputs.list_images
 """What `write` takes for a model of images; `inputs.list_texts` is that for texts."""
 
 
-def open_classifier(path: Path, stage: str) -> Trained:
-    """The fine-tuned model in a work directory or in an exported folder.
-
-    Args:
-        stage: of a work directory; "" for its last method's first seed.
-
-    Raises:
-        UserError: nothing there, or it has no head.
-    """
-    if (path / "config.json").is_file():
-        if stage:
-            raise UserError(f"{path} is an exported model; --stage is for work directories")
-        model = trained.open_folder(path)
-    elif (path / "stages").is_dir():
-        model = trained.open_stage(path, stage or trained.default_classifier(path))
-    else:
-        raise UserError(
-            f"--model {path}: neither a work directory (no stages/ in it) nor an exported model "
-            "(no config.json)"
-        )
-    if "head" not in model.params:
-        raise UserError(
-            f"{model.name}: not fine-tuned: it has no classifier head; --stage finetune/... names "
-            "a fine-tuned stage"
-        )
-    return model
-
-
 def predict(
     model: Trained, listed: Sequence, batch_size: int
 ) -> Iterator[tuple[Sequence[str], np.ndarray]]:
@@ -214,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--batch_size {given.batch_size}: must be at least 1")
         source, out = given.input.expanduser(), given.out.expanduser()
         _check_paths(source, out)
-        model = open_classifier(given.model.expanduser(), given.stage)
+        model = trained.open_classifier(
+            given.model.expanduser(), given.stage, f"--model {given.model}"
+        )
         kind = kind_of(model)
         try:
             listed = kind.find(source, given.text_column)

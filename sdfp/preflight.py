@@ -1,6 +1,7 @@
 """What is loaded and checked before any training: mistakes are told before hours are spent."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,12 +65,13 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
     return Source(data, {"train": train, "unlabelled": unlabelled})
 
 
-def check_held_out(settings: Experiment, data: Dataset) -> None:
-    if data.train.labelled and getattr(data, settings.evaluate_on) is None:
-        raise UserError(
-            f"config.evaluate_on={settings.evaluate_on}: there is no such split; cut one with "
-            f"--config.data.{settings.evaluate_on}_fraction=0.2"
-        )
+def check_held_out(asked: Mapping[str, str], data: Dataset) -> None:
+    """Whether the splits are there that the user asked for, {how: split}."""
+    for how, name in asked.items():
+        if data.train.labelled and getattr(data, name) is None:
+            raise UserError(
+                f"{how}: there is no {name} split; cut one with --config.data.{name}_fraction=0.2"
+            )
 
 
 def check_one_tokenizer(source: Dataset, target: Dataset) -> None:

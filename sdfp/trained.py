@@ -135,3 +135,35 @@ def open_folder(folder: Path) -> Trained:
     else:
         params, _ = pretrained.load(weights, backbone, jax.random.key(0), "stop")
     return Trained(str(folder), family, card, jax.device_get(params))
+
+
+def open_classifier(path: Path, stage: str, asked: str) -> Trained:
+    """The fine-tuned model in a work directory (or its folder below stages/), or an exported one.
+
+    Args:
+        stage: of a work directory; "" for its last method's first seed.
+        asked: how the user named `path`, for messages.
+
+    Raises:
+        UserError: nothing there, or it has no head.
+    """
+    if (path / "config.json").is_file():
+        if stage:
+            raise UserError(f"{path} is an exported model; --stage is for work directories")
+        model = open_folder(path)
+    elif (path / MODEL).is_file() and "stages" in path.parts:
+        workdir = next(parent for parent in path.parents if parent.name == "stages").parent
+        model = open_stage(workdir, path.relative_to(workdir / "stages").as_posix())
+    elif (path / "stages").is_dir():
+        model = open_stage(path, stage or default_classifier(path))
+    else:
+        raise UserError(
+            f"{asked}: neither a work directory (no stages/ in it) nor an exported model "
+            "(no config.json)"
+        )
+    if "head" not in model.params:
+        raise UserError(
+            f"{model.name}: not fine-tuned: it has no classifier head; --stage finetune/... names "
+            "a fine-tuned stage"
+        )
+    return model

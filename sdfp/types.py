@@ -25,6 +25,10 @@ class UserError(Exception):
     """A mistake of the user's: told in one line (what, where, what to do), exit code 2."""
 
 
+class WorkdirError(UserError):
+    """What is in the work directory is damaged or another run's: nothing goes on there."""
+
+
 def one_line(error: Exception) -> str:
     """A library's message for use in a `UserError`."""
     return " ".join(str(error).split())[:300]

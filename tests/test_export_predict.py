@@ -259,7 +259,7 @@ def test_the_number_of_broken_files_compiles_nothing_new(run, tmp_path, monkeypa
 
 
 def test_non_finite_predictions_are_refused(exported, run, tmp_path, capsys):
-    model = predict.open_classifier(exported[STAGE], "")
+    model = trained.open_classifier(exported[STAGE], "", "--model")
     model.params["head"]["bias"] = np.full(3, np.nan, np.float32)
     listed = predict.list_images(run[1] / "test")
     with pytest.raises(UserError, match="not finite"):

@@ -1,4 +1,4 @@
-"""The three losses against numbers worked out by hand, and what they must not do."""
+"""The losses against numbers worked out by hand, and what they must not do."""
 
 import chex
 import jax
@@ -159,3 +159,57 @@ def test_squared_distance_of_unequal_lengths():
     np.testing.assert_allclose(cls, losses.squared_distance(student[:, 0], teacher[:, 0]))
     with pytest.raises(AssertionError):
         losses.squared_distance(student, teacher, length[:2])
+
+
+def test_soft_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    target = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    expected = [0.5 * np.log(2) + 0.5 * np.log(4), -np.log(0.7)]
+    np.testing.assert_allclose(losses.soft_cross_entropy(logits, target), expected, rtol=1e-6)
+    label = jnp.array([2, 0])
+    hard = losses.soft_cross_entropy(logits, jax.nn.one_hot(label, 3))
+    np.testing.assert_allclose(hard, losses.cross_entropy(logits, label), rtol=1e-6)
+
+
+def test_kl_divergence_by_hand():
+    p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.125, 0.75, 0.125]])
+    expected = 0.5 * np.log(4) + 0.25 * np.log(1 / 3) + 0.25 * np.log(2)
+    kl = losses.kl_divergence(jnp.log(p) + 3, jnp.log(q) - 5)  # of logits only differences count
+    np.testing.assert_allclose(kl, [expected], rtol=1e-5)
+    # The temperature divides both: twice the logits at temperature 2 are the same.
+    np.testing.assert_allclose(losses.kl_divergence(2 * jnp.log(p), 2 * jnp.log(q), 2.0), kl, 1e-5)
+    np.testing.assert_array_equal(losses.kl_divergence(jnp.log(p), jnp.log(p)), [0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gradients_of_distributions_by_hand(temperature):
+    z, reference = normal(4, 5), normal(4, 5, seed=1)
+    p, q = jax.nn.softmax(reference / temperature), jax.nn.softmax(z / temperature)
+    slope = jax.grad(lambda z: losses.soft_cross_entropy(z, p).sum())(z)
+    np.testing.assert_allclose(slope, jax.nn.softmax(z) - p, atol=1e-6)
+    kl = lambda reference, z: losses.kl_divergence(reference, z, temperature).sum()
+    to_reference, to_z = jax.grad(kl, argnums=(0, 1))(reference, z)
+    np.testing.assert_allclose(to_z, (q - p) / temperature, atol=1e-6)
+    ratio = jnp.log(p / q)
+    expected = p * (ratio - jnp.sum(p * ratio, axis=-1, keepdims=True)) / temperature
+    np.testing.assert_allclose(to_reference, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.soft_cross_entropy, losses.kl_divergence])
+def test_losses_of_distributions_are_per_example_and_strict(loss):
+    first, second = normal(5, 4), normal(5, 4, seed=1)
+    together = loss(first, second)
+    chex.assert_shape(together, (5,))
+    alone = [loss(first[i : i + 1], second[i : i + 1])[0] for i in range(5)]
+    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (first, second)]
+    chex.assert_type(loss(*rounded), jnp.float32)
+    exact = loss(*(x.astype(jnp.float32) for x in rounded))
+    np.testing.assert_allclose(loss(*rounded), exact, rtol=1e-6)
+    huge = jnp.array([[1e4, 0.0]])
+    assert np.all(np.isfinite(loss(huge, huge)))
+    for wrong in [(first, second[:, :3]), (first, second[:1]), (first[0], second[0])]:
+        with pytest.raises(AssertionError):
+            loss(*wrong)
+        with pytest.raises(AssertionError):
+            jax.jit(loss)(*wrong)

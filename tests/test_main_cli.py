@@ -20,6 +20,7 @@ def started(monkeypatch):
     """Does what `python -m sdfp.main` does, up to the run: returns (config, work directory)."""
     runs = []
     monkeypatch.setattr(experiment, "run", lambda *given: runs.append(given))
+    monkeypatch.setattr(experiment, "conclude", lambda *given: None)
 
     def start(*arguments):
         with flagsaver.flagsaver():

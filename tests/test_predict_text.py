@@ -10,7 +10,7 @@ from data_helpers import write_classes
 from text_helpers import write, write_jsonl
 
 from configs import roberta_file
-from sdfp import experiment, export, predict
+from sdfp import experiment, export, predict, trained
 from sdfp.data import inputs, tokenizer
 
 STAGE = "finetune/finetune/seed_0"
@@ -163,7 +163,7 @@ def test_one_short_text(run, tmp_path, capsys):
 
 
 def test_texts_are_encoded_some_at_a_time(run, monkeypatch):
-    model = predict.open_classifier(run[0], "")
+    model = trained.open_classifier(run[0], "", "--model")
     documents = inputs.list_texts(run[1] / "test.csv", "text")
     whole = inputs.read_texts(documents, model.card.input)
     monkeypatch.setattr(tokenizer, "AT_ONCE", 3)
@@ -236,9 +236,9 @@ def test_mistakes(run, tmp_path, capsys):
     ],
 )
 def test_texts_for_a_model_of_images(run, tmp_path, capsys, monkeypatch, name, match):
-    model = predict.open_classifier(run[0], "")
+    model = trained.open_classifier(run[0], "", "--model")
     card = model.card._replace(input={"kind": "image"})
-    monkeypatch.setattr(predict, "open_classifier", lambda *_: model._replace(card=card))
+    monkeypatch.setattr(trained, "open_classifier", lambda *_: model._replace(card=card))
     source = write(tmp_path / name, "text\na\n")
     given = (f"--model={run[0]}", f"--input={source}", f"--out={tmp_path / 'p.csv'}")
     assert match in fails(capsys, *given)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdfp import algorithm, optim
 from sdfp.models.interface import Backbone
@@ -20,6 +20,8 @@ class Teacher(NamedTuple):
     backbone: Backbone
     params: Params
     """On the host: {"encoder", "head"}, for the classes of the student."""
+    architecture: dict[str, Any]
+    """What its logits depend on beside the parameters."""
 
 
 class Teachers(NamedTuple):

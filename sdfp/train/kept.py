@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdfp import checkpoint, report
-from sdfp.types import Params, UserError
+from sdfp.types import Params, WorkdirError
 
 MODEL = "model.json"
 
@@ -42,7 +42,7 @@ def keep(
         make: (directory) -> (parameters on the host, facts for the record).
 
     Raises:
-        UserError: made with another identity, or damaged.
+        WorkdirError: made with another identity, or damaged.
     """
     directory = workdir / "stages" / name
     final = directory / "final"
@@ -70,7 +70,7 @@ def _read(final: Path, directory: Path, new: bool) -> Outcome:
     try:
         params, facts = checkpoint.restore(final)
     except checkpoint.DamagedCheckpoint as error:
-        raise UserError(f"{error}. Delete {directory} to train this stage again") from error
+        raise WorkdirError(f"{error}. Delete {directory} to train this stage again") from error
     return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
 
 
@@ -86,7 +86,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
         told = ", ".join(
             f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different
         )
-        raise UserError(
+        raise WorkdirError(
             f"{directory} was made with other settings: {told}. Use another --workdir, or delete "
             "this folder to make the stage again"
         )

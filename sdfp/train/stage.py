@@ -18,7 +18,7 @@ from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
 from sdfp.train import loop, step
 from sdfp.train.kept import Outcome, keep
-from sdfp.types import LossFn, Params, UserError
+from sdfp.types import LossFn, Params, UserError, WorkdirError
 
 
 class Stage(NamedTuple):
@@ -76,8 +76,8 @@ def run_stage(stage: Stage, place: Place) -> Outcome:
     """Trains a stage, or goes on with it, or reads it, if this work directory has it.
 
     Raises:
-        UserError: the directory holds this stage with other settings, a checkpoint is
-            damaged, or the loss is not finite.
+        WorkdirError: the directory holds this stage with other settings, a checkpoint is damaged.
+        UserError: the loss is not finite.
     """
     outcome = keep(
         place.workdir,
@@ -165,7 +165,7 @@ def _start(stage: Stage, directory: Path, tx) -> tuple[step.State, float]:
     try:
         saved = checkpoint.restore_step(directory, state)
     except checkpoint.DamagedCheckpoint as error:
-        raise UserError(f"{error}. Delete it to train this stage again") from error
+        raise WorkdirError(f"{error}. Delete it to train this stage again") from error
     if saved is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
         return state, 0.0

@@ -1,0 +1,223 @@
+"""Work directories compared: each row's mean, spread, difference to plain fine-tuning and cost.
+
+`open_runs` reads the results.json of each; `sdfp.rendering` makes tables of what it returns.
+All scores and their differences are in percent (points), times in seconds.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtr  # scipy.stats would take a second longer to import
+
+from sdfp.types import UserError, one_line
+
+PLAIN = "finetune"
+"""The row that the others are compared with."""
+
+ALSO = ("accuracy", "macro_f1", "micro_f1", "loss", "train_loss", "distance")
+"""What is averaged besides the headline metric; `loss` is that of the reported split."""
+
+SAME = 1e-9
+"""Percent points: differences closer than this are equal but for rounding."""
+
+
+class Line(NamedTuple):
+    """One method on one data set."""
+
+    method: str
+    varied: Mapping[str, Any]
+    """The settings that were chosen for it; empty where it has the config's own."""
+    metric: str
+    """accuracy, micro_f1 or macro_f1; "" where nothing at all could be measured."""
+    split: str
+    """test or validation."""
+    values: tuple[float, ...]
+    """One score per cell, i.e. per pre-training and fine-tuning seed."""
+    mean: float | None
+    std: float | None
+    """Of the sample (n - 1); None for fewer than two values."""
+    n: int
+    pretrain_seeds: int
+    """How many; 1 for a row that has no pre-training of its own."""
+    seeds: int
+    """How many fine-tuning seeds."""
+    difference: float | None
+    """To plain fine-tuning, over the fine-tuning seeds that both rows have."""
+    p_value: float | None
+    pairs: int
+    """How many fine-tuning seeds both rows have."""
+    steps: float | None
+    """Of one run: all stages that a cell needs from theta_init on, shared ones included.
+    Averaged over the cells; None where results.json does not tell (older ones)."""
+    seconds: float | None
+    failed: int
+    """Cells without a score."""
+    means: dict[str, float]
+    """`ALSO`, as far as results.json has them."""
+
+
+class Run(NamedTuple):
+    """One work directory."""
+
+    label: str
+    """config.name, made unique among the runs that are compared."""
+    results: Mapping[str, Any]
+    lines: list[Line]
+
+
+def open_runs(workdirs: Sequence[Path]) -> list[Run]:
+    """The runs to compare, in the order given.
+
+    Raises:
+        UserError: none are named, one of them twice, or one has no results.
+    """
+    folders = [Path(workdir).resolve() for workdir in workdirs]
+    if not folders:
+        raise UserError("no work directory named: name one or several")
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{folder} is named twice: name each work directory once")
+    found = [read(folder) for folder in folders]
+    names = _labels([results["config"]["name"] for results in found], folders)
+    return [Run(name, results, lines(results)) for name, results in zip(names, found, strict=True)]
+
+
+def _labels(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The names; those that are equal with the folder's name, or with its whole path."""
+    short = [f"{name} ({folder.name})" for name, folder in zip(names, folders, strict=True)]
+    whole = [f"{name} ({folder})" for name, folder in zip(names, folders, strict=True)]
+    return [
+        next(forms[i] for forms in (names, short, whole) if forms.count(forms[i]) == 1)
+        for i in range(len(names))
+    ]
+
+
+def read(workdir: Path) -> dict[str, Any]:
+    """The results.json of a work directory.
+
+    Raises:
+        UserError: none there, not JSON, not that of a run, or without any result.
+    """
+    path = Path(workdir) / "results.json"
+    if not path.is_file():
+        raise UserError(f"{workdir}: no results.json there; name the work directory of a run")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable as JSON: {one_line(error)}; run sdfp.main on it again"
+        ) from None
+    config = results.get("config") if isinstance(results, dict) else None
+    if not isinstance(config, dict) or not {"name", "methods", "evaluate_on"} <= config.keys():
+        raise UserError(f"{path}: not the results of a run; name the work directory of one")
+    if not results.get("results") and not results.get("failed"):
+        raise UserError(f"{path}: no results in it; run sdfp.main on data with labels first")
+    return results
+
+
+def lines(results: Mapping[str, Any]) -> list[Line]:
+    """One line per method, in the order of config.methods; also of those without any score."""
+    config, entries = results["config"], results.get("results", [])
+    cells: dict[str, list] = {method: [] for method in config["methods"]}
+    for entry in entries:
+        cells.setdefault(entry["method"], []).append(entry)
+    failed = dict.fromkeys(cells, 0)
+    for failure in results.get("failed", ()):
+        every = len(config.get("seeds", ())) or 1
+        method = failure["method"]
+        failed[method] = failed.get(method, 0) + (every if failure["seed"] is None else 1)
+    metric = entries[0]["metric"] if entries else ""
+    records = {record["name"]: record for record in results.get("stages", ())}
+    plain = _by_seed(cells.get(PLAIN, ()))
+    found = []
+    for method in dict.fromkeys([*cells, *failed]):
+        own = cells.get(method, [])
+        difference, p_value, pairs = paired(_by_seed(own), {} if method == PLAIN else plain)
+        line = Line(
+            method=method,
+            varied=own[0].get("varied", {}) if own else {},
+            metric=metric,
+            split=config["evaluate_on"],
+            values=tuple(entry["value"] for entry in own),
+            mean=_mean([entry["value"] for entry in own]),
+            std=_std([entry["value"] for entry in own]),
+            n=len(own),
+            pretrain_seeds=len({entry.get("pretrain_seed") for entry in own}),
+            seeds=len({entry["seed"] for entry in own}),
+            difference=difference,
+            p_value=p_value,
+            pairs=pairs,
+            steps=_cost(own, records, "steps"),
+            seconds=_cost(own, records, "seconds"),
+            failed=failed.get(method, 0),
+            means=_means(own, config["evaluate_on"]),
+        )
+        found.append(line)
+    return found
+
+
+def _by_seed(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The score of each fine-tuning seed: the mean over its pre-training seeds."""
+    scores: dict[int, list[float]] = {}
+    for entry in entries:
+        scores.setdefault(entry["seed"], []).append(entry["value"])
+    return {seed: float(np.mean(values)) for seed, values in scores.items()}
+
+
+def paired(
+    row: Mapping[int, float], plain: Mapping[int, float]
+) -> tuple[float | None, float | None, int]:
+    """Two rows compared over the fine-tuning seeds that both have.
+
+    Args:
+        row, plain: fine-tuning seed -> score.
+
+    Returns:
+        The mean difference row - plain, the p-value of the paired two-sided t-test, and the
+        number of pairs. The p-value is None with fewer than two pairs and where all
+        differences are the same (t would be infinite), but 1 where all are 0.
+    """
+    differences = np.array([row[seed] - plain[seed] for seed in row if seed in plain], np.float64)
+    n = len(differences)
+    if n == 0 or not np.isfinite(differences).all():
+        return None, None, n
+    mean = float(differences.mean())
+    if n < 2:
+        return mean, None, n
+    if np.ptp(differences) <= SAME:
+        return mean, 1.0 if np.abs(differences).max() <= SAME else None, n
+    t = mean / (differences.std(ddof=1) / math.sqrt(n))
+    return mean, float(2 * stdtr(n - 1, -abs(t))), n
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _std(values: Sequence[float]) -> float | None:
+    finite = np.isfinite(values).all()  # numpy warns about the deviation of an infinite value
+    return float(np.std(values, ddof=1)) if len(values) > 1 and finite else None
+
+
+def _cost(entries: Sequence[Mapping], records: Mapping[str, Mapping], what: str) -> float | None:
+    """Steps or seconds of one cell, averaged over cells; None where a stage is not known."""
+    costs = []
+    for entry in entries:
+        stages = set(entry.get("stages", ()))  # a stage counts once, however often it was asked for
+        if not stages or not stages <= records.keys():
+            return None
+        costs.append(sum(records[stage][what] for stage in stages))
+    return _mean(costs)
+
+
+def _means(entries: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
+    keys = {name: f"{split}_loss" if name == "loss" else name for name in ALSO}
+    return {
+        name: float(np.mean([entry[key] for entry in entries]))
+        for name, key in keys.items()
+        if entries and all(key in entry for entry in entries)
+    }

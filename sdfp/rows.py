@@ -1,0 +1,180 @@
+"""The rows of a table, spelt out: which method, with which settings, from which seed.
+
+`expand` makes them of a config; `planned` tells what each of them trains, by name, without
+training anything.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdfp.methods import combination
+from sdfp.methods.interface import Method, Teachers
+from sdfp.methods.registry import METHODS
+from sdfp.settings import Experiment, Recipe
+from sdfp.types import UserError
+
+
+class Row(NamedTuple):
+    """What is trained for one line of a table (or one candidate for it)."""
+
+    name: str
+    """As in config.methods: "recadam", "self_distillation+label_smoothing"."""
+    settings: Experiment
+    """The run's, with this row's values of what is varied."""
+    varied: Mapping[str, Any] = {}
+    """"method.key" -> value, where the row differs from the run's config."""
+    first_seed: int | None = None
+    """The run's pre-training seed, where this row repeats it with another one."""
+
+    within: str = ""
+    """The folder of a larger teacher's stages."""
+
+    @property
+    def method(self) -> Method:
+        return combination.combine(self.name, self.settings.method)
+
+    def masked_stage(self, name: str, own: bool) -> str:
+        """The folder of a masked stage.
+
+        Args:
+            own: whether the method's settings change it. Others are shared between rows.
+        """
+        return self.within + name + self._tag(self.varied if own or self.within else {})
+
+    def finetuning_stage(self, seed: int) -> str:
+        """The folder of the fine-tuning with this seed."""
+        if self.within:
+            return self.masked_stage("finetune", own=True)
+        return f"finetune/{self.name}{self._tag(self.varied)}/seed_{seed}"
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether anything comes before fine-tuning, and so depends on the pre-training seed."""
+        plain = Method().pretrain
+        return any(METHODS[part].pretrain != plain for part in combination.parts(self.name))
+
+    def untaught(self) -> "Row":
+        """The row without the part that brings a teacher."""
+        own = Method()
+        kept = [
+            part for part in combination.parts(self.name) if METHODS[part].teacher == own.teacher
+        ]
+        varied = {key: v for key, v in self.varied.items() if key.split(".")[0] in kept}
+        return self._replace(name="+".join(kept) or "finetune", varied=varied)
+
+    def teacher(self) -> "Row":
+        """Plain fine-tuning of the row's larger teacher: one for all of the row's seeds, and for
+        all of its settings that do not change it."""
+        row = self if self.first_seed is None else self.repeated(self.first_seed)
+        changes = lambda part, key: key in getattr(METHODS[part].settings, "TEACHER_ONLY", ())
+        varied = {key: value for key, value in self.varied.items() if changes(*key.split("."))}
+        return Row("finetune", row.settings, varied, within="teacher/")
+
+    def repeated(self, seed: int) -> "Row":
+        """The row from another seed of the pre-training stages."""
+        of_run = self.settings.seed if self.first_seed is None else self.first_seed
+        return self._replace(
+            settings=dataclasses.replace(self.settings, seed=seed),
+            first_seed=None if seed == of_run else of_run,
+        )
+
+    def _tag(self, varied: Mapping[str, Any]) -> str:
+        told = [f"{key.split('.')[1]}={value}" for key, value in varied.items()]
+        if self.first_seed is not None:
+            told.append(f"pretrain_seed={self.settings.seed}")
+        return "@" + re.sub(r"[^\w.=,+-]", "_", ",".join(told)) if told else ""
+
+
+def expand(settings: Experiment, grid: Mapping[str, Sequence]) -> list[list[Row]]:
+    """For each of config.methods its candidates: one row, or as many as the grid has points.
+
+    Args:
+        grid: "method.key" -> the values to choose from.
+
+    Raises:
+        UserError: a method of the grid is in no row, parts that cannot be combined, settings that
+            cannot work.
+    """
+    used = {part for name in settings.methods for part in combination.parts(name)}
+    for key in grid:
+        if key.split(".")[0] not in used:
+            raise UserError(f"--tune {key}: no row of config.methods has {key.split('.')[0]}")
+    groups = []
+    for name in settings.methods:
+        keys = [key for key in grid if key.split(".")[0] in combination.parts(name)]
+        points = itertools.product(*(grid[key] for key in keys))
+        groups.append([_row(name, settings, dict(zip(keys, p, strict=True))) for p in points])
+    for row in itertools.chain(*groups):
+        row.method.make_optimizer(settings.stages.finetune)  # refuses what cannot work
+        planned(row, ())
+    return groups
+
+
+def _row(name: str, settings: Experiment, values: Mapping[str, Any]) -> Row:
+    """The point of a grid; values that are the config's own are not varied."""
+    method, varied = dict(settings.method), {}
+    for full, value in values.items():
+        part, key = full.split(".")
+        if getattr(method[part], key) != value:
+            varied[full] = value
+            method[part] = dataclasses.replace(method[part], **{key: value})
+    return Row(name, dataclasses.replace(settings, method=method), varied)
+
+
+def planned(row: Row, seeds: Sequence[int]) -> dict[str, Recipe]:
+    """The stages of a row in their order, and how each is trained. Nothing is trained: the
+    methods are handed a `fit` and teachers that only take notes.
+
+    Raises:
+        UserError: a teacher that cannot be made.
+    """
+    found: dict[str, Recipe] = {}
+    recipes, nothing = row.settings.stages, {"encoder": None, "decoder": None}
+
+    def fit(name, loss_fn, params, *, recipe=None, times=1, weights=None, identity=None, **_):
+        own = bool(weights or identity)
+        found[row.masked_stage(name, own)] = repeat(getattr(recipes, recipe or name), times)
+        return nothing
+
+    row.method.pretrain(nothing, backbone=None, fit=fit)
+    for seed in seeds or row.settings.seeds[:1]:
+
+        def same(seed=seed):
+            found[row.untaught().finetuning_stage(seed)] = recipes.finetune
+
+        def larger(weights, depth):
+            teacher = row.teacher()
+            if teacher_kind(row.settings, weights) == "pretrain":
+                found[teacher.masked_stage("pretrain", own=True)] = recipes.pretrain
+            found[teacher.finetuning_stage(0)] = recipes.finetune
+
+        def given(path):
+            if not Path(path).expanduser().exists():
+                raise UserError(f"config.method.kd.teacher={path}: there is nothing")
+
+        row.method.teacher(Teachers(same, larger, given))
+        found[row.finetuning_stage(seed)] = recipes.finetune
+    return found
+
+
+def teacher_kind(settings: Experiment, weights: str) -> str:
+    """How the initial parameters of a larger teacher are made, as in `config.init.kind`.
+
+    Raises:
+        UserError: the student starts from weights, and none are named for the teacher.
+    """
+    if not weights and settings.init.kind == "weights":
+        raise UserError(
+            "config.method.kd.weights: name a larger model's weights, for a teacher to be "
+            "fine-tuned from; or give a fine-tuned one as config.method.kd.teacher"
+        )
+    return "weights" if weights else settings.init.kind
+
+
+def repeat(recipe: Recipe, times: int) -> Recipe:
+    """The recipe with that many times the steps."""
+    return dataclasses.replace(recipe, steps=times * recipe.steps)

@@ -1,0 +1,228 @@
+"""The stages of a run, bound to data, devices and checkpoints: masked ones (the `fit` of Algorithm
+1 and of the methods), fine-tuning, and the evaluation of what it left."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from sdfp import algorithm, checkpoint, initial, parallel, preflight, report, rows, trained
+from sdfp.data.interface import Dataset
+from sdfp.methods import combination
+from sdfp.methods.interface import Teacher
+from sdfp.models.interface import Backbone, Card
+from sdfp.models.registry import BACKBONES
+from sdfp.rows import Row
+from sdfp.settings import Experiment
+from sdfp.train import evaluation
+from sdfp.train.kept import Outcome
+from sdfp.train.stage import Place, Stage, run_stage
+from sdfp.types import Params
+
+
+class Context(NamedTuple):
+    """What every stage of a run shares."""
+
+    settings: Experiment
+    place: Place
+    target: preflight.Source
+    backbone: Backbone
+    model: Any
+    """The backbone's settings, as its weights have them."""
+    precision: parallel.Precision
+    facts: dict[str, dict]
+    """For results.json: fingerprint and notes of `data`, and of `source` if it is used."""
+    records: dict[str, dict]
+    """Stage name -> its record for results.json, in the order of the run."""
+    failed: dict[str, Exception]
+    """Stages that this run tried in vain: they are not tried again for another row."""
+    teachers: dict[str, tuple[Teacher, list[str]]]
+    """Larger teachers by the stage that left them, and the stages that they took."""
+
+
+def masked(
+    context: Context,
+    source: preflight.Source,
+    row: Row,
+    used: list[str],
+    name: str,
+    loss_fn,
+    params: Params,
+    *,
+    recipe: str | None = None,
+    times: int = 1,
+    weights: Mapping[str, float] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    **stage: Any,
+) -> Params:
+    """The `fit` that Algorithm 1 and the methods are given: one masked stage on `source`.
+
+    Args:
+        used: gets the stage's name.
+        name: of the stage, and of its recipe unless `recipe` names another one.
+        times: how often the recipe's steps are done.
+        weights: factor of each term of the loss; 1 where absent.
+        identity: what else changes the stage's result.
+        stage: further fields of `Stage`: frozen, per_example.
+    """
+    folder = row.masked_stage(name, own=bool(weights or identity))
+    outcome = _run(
+        context,
+        Stage(
+            folder,
+            loss_fn,
+            params,
+            origin=checkpoint.digest(params),
+            recipe=rows.repeat(getattr(row.settings.stages, recipe or name), times),
+            feed=source.feeds["unlabelled"],
+            prepare=source.data.prepare,
+            seed=row.settings.seed,
+            stream=name,
+            card=_card(context, source.data, ()),
+            identity=_identity(context, source.data, *context.model.MASKED_ONLY)
+            | dict(identity or {}),
+            weights=weights or {},
+            **stage,
+        ),
+    )
+    used.append(folder)
+    context.records[folder] |= _masked_loss(context, source.data, outcome)
+    evaluation.save_reconstructions(
+        outcome.directory,
+        source.data,
+        context.backbone,
+        outcome.params,
+        context.settings.run.pictures,
+    )
+    return outcome.params
+
+
+def _run(context: Context, stage: Stage) -> Outcome:
+    if stage.name in context.failed:
+        raise context.failed[stage.name]
+    try:
+        outcome = run_stage(stage, context.place)
+    except Exception as error:
+        context.failed[stage.name] = error
+        raise
+    context.records[stage.name] = dict(outcome.record)
+    return outcome
+
+
+def finetuning(
+    context: Context, row: Row, seed: int, params: Params, teacher: Teacher | None
+) -> Outcome:
+    """Line 13 of Algorithm 1 for one seed: a fresh head, the row's loss and optimiser.
+
+    Args:
+        params: {"encoder", ...} that it starts from.
+        teacher: what the row's loss learns from beside the labels, if anything.
+    """
+    (data, feeds), method, backbone = context.target, row.method, context.backbone
+    fresh = backbone.add_head(params, len(data.class_names), jax.random.key(seed))
+    own: dict[str, Any] = combination.finetuning_identity(row.name, row.settings.method)
+    if teacher:
+        own["teacher"] = teacher.architecture
+    return _run(
+        context,
+        Stage(
+            row.finetuning_stage(seed),
+            method.finetune_loss(backbone),
+            jax.device_get(fresh),
+            origin=checkpoint.digest(params["encoder"]),  # the head comes from the seed
+            recipe=row.settings.stages.finetune,
+            feed=feeds["train"],
+            prepare=data.prepare,
+            seed=seed,
+            stream="finetune",  # one order of batches for every method
+            identity=_identity(context, data, *context.model.FINETUNE_ONLY)
+            | ({"method": own} if own else {}),
+            card=_card(context, data, data.class_names),
+            frozen=teacher and teacher.params,
+            per_example=teacher and evaluation.eval_logits(teacher.backbone),
+            make_optimizer=method.make_optimizer,
+        ),
+    )
+
+
+def measured(context: Context, outcome: Outcome, split: str) -> dict[str, float]:
+    """What a fine-tuned model makes of a held-out split; see `evaluation.evaluate`."""
+    data, feeds = context.target
+    reported = split == context.settings.evaluate_on
+    return evaluation.evaluate(
+        outcome.directory if reported else outcome.directory / split,
+        outcome.params,
+        {
+            "params": outcome.record["digest"],
+            "classes": list(data.class_names),
+            split: data.notes["held_out"][split],
+        },
+        feeds["train"],
+        getattr(data, split),
+        class_names=data.class_names,
+        **_how(context, data),
+    )
+
+
+def precise(context: Context, float32: bool) -> tuple[Context, contextlib.AbstractContextManager]:
+    """The context, or one that computes in float32, and what it takes to compute so."""
+    if not float32 or context.precision.name == "float32":
+        return context, contextlib.nullcontext()
+    precision = parallel.precision("float32")
+    name = context.settings.model_name
+    backbone = initial.make_backbone(BACKBONES[name], context.model, precision.dtype)
+    return context._replace(backbone=backbone, precision=precision), precision.context()
+
+
+def initial_params(context: Context, row: Row, params: Params) -> Params:
+    """theta_init, phi_init: as loaded, or pre-trained on `config.source` from there."""
+    settings = context.settings
+    if settings.init.kind != "pretrain":
+        return params
+    source = preflight.load_data("source", settings.source, context.place)
+    BACKBONES[settings.model_name].check_input(context.model, source.data.input, "source")
+    preflight.check_one_tokenizer(source.data, context.target.data)
+    context.facts["source"] = source.data.facts
+    loss_fn = algorithm.masked_loss(context.backbone)
+    return masked(context, source, row, [], "pretrain", loss_fn, params)
+
+
+def _masked_loss(context: Context, data: Dataset, outcome: Outcome) -> dict[str, float]:
+    """For the record: the masked loss on the reported split, if that is asked for and there."""
+    name = context.settings.evaluate_on
+    held_out = getattr(data, name)
+    if not context.settings.run.masked_loss or held_out is None:
+        return {}
+    loss = evaluation.masked_loss(
+        outcome.directory,
+        outcome.params,
+        outcome.record["digest"],
+        held_out,
+        data.notes["held_out"][name],
+        **_how(context, data),
+    )
+    report.say(f"{outcome.record['name']}: {name} masked loss {loss:.4f}")
+    return {f"{name}_masked_loss": loss}
+
+
+def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
+    """What all stages' results depend on; `fields` are those of the model's settings that
+    only this kind of stage depends on."""
+    return {
+        "data": data.fingerprint,
+        "model": initial.architecture(context.settings.model_name, context.model, *fields),
+        "precision": context.precision.name,
+    }
+
+
+def _how(context: Context, data: Dataset) -> dict[str, Any]:
+    """How examples are evaluated."""
+    run, devices = context.settings.run, context.place.devices
+    how = {"rows": run.eval_batch_size, "resident_gb": run.resident_gb, "devices": devices}
+    return how | {"backbone": context.backbone, "prepare": data.prepare}
+
+
+def _card(context: Context, data: Dataset, class_names: tuple[str, ...]) -> dict[str, Any]:
+    card = Card(context.model, data.input, class_names)
+    return trained.to_json(context.settings.model_name, card)

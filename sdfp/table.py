@@ -1,0 +1,131 @@
+"""A table of methods with one command: the same run as `sdfp.main`, and its table in three formats.
+
+    python -m sdfp.table --config configs/vit_cub.py --methods paper --seeds 5 --workdir runs/cub
+    python -m sdfp.table --from runs/cub runs/dogs --out tables
+
+The first writes table.md, table.csv and table.tex into the work directory. What is there already
+is used; the same command again goes on where it was interrupted. --list shows what there is and
+what is lacking, and trains nothing. Single keys of the config: --config.key=value.
+The second joins work directories, data sets as columns.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from sdfp import cli, config, experiment, listing, rendering, report
+from sdfp.experiment import Wish
+from sdfp.methods import registry
+from sdfp.types import UserError
+
+
+def make(
+    file: str,
+    overrides: Sequence[str],
+    *,
+    methods: str | None,
+    seeds: int | None,
+    workdir: Path | None,
+    wish: Wish,
+    only_list: bool,
+) -> None:
+    """Runs (or lists) a table and writes it.
+
+    Args:
+        file, overrides: as `config.read` takes them.
+        methods: names joined by commas, or a group of `registry.GROUPS`; None for the config's.
+        seeds: how many fine-tuning seeds, from 0; None for the config's.
+
+    Raises:
+        UserError: a mistake in the arguments, or cells failed (the table is written before).
+    """
+    values = config.read(file, overrides)
+    if methods is not None:
+        values.methods = registry.GROUPS.get(methods) or tuple(methods.split(","))
+    if seeds is not None:
+        values.seeds = tuple(range(seeds))
+    workdir = workdir or Path(f"runs/{values.get('name')}")
+    if only_list:
+        stages = listing.stages(experiment.parse(values), wish.grid, wish.pretrain_seeds)
+        for line in listing.lines(stages, workdir):
+            report.say(line)
+        return
+    results = experiment.run(values, workdir, wish)
+    if results["results"]:
+        join([workdir], workdir)
+    experiment.check(results)
+
+
+def join(workdirs: Sequence[Path], out: Path) -> None:
+    """Writes the table of one or several work directories, and shows it."""
+    report.say("\n" + rendering.write(workdirs, out))
+    report.say(f"tables: {out / 'table.md'}, table.csv, table.tex")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = cli.parser("sdfp.table", __doc__)
+    add = parser.add_argument
+    add("--config", metavar="FILE[:VARIANT]", help="as of sdfp.main")
+    add("--methods", help=f"{', '.join(registry.GROUPS)}, or a,b,c; a row of two: a+b")
+    add("--seeds", type=int, metavar="N", help="fine-tuning seeds 0 to N - 1")
+    add("--workdir", type=Path, help="default: runs/<config.name>")
+    add(
+        "--tune",
+        nargs="+",
+        default=[],
+        metavar="METHOD.KEY=A,B,C",
+        help="choose the value with the best score on the validation part",
+    )
+    add(
+        "--pretrain_seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat the pre-training stages, too, with N seeds",
+    )
+    add("--list", action="store_true", help="show what would run and what is there")
+    add(
+        "--from",
+        dest="joined",
+        nargs="+",
+        type=Path,
+        metavar="WORKDIR",
+        help="join the tables of work directories; runs nothing",
+    )
+    add("--out", type=Path, help="folder for the joined table; default: the current one")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a for a in arguments if a.lstrip("-").startswith("config.") and a[:1] == "-"]
+    given = parser.parse_args([a for a in arguments if a not in overrides])
+
+    def start() -> None:
+        if given.joined:
+            if given.config or overrides or given.methods or given.seeds or given.tune:
+                raise UserError("--from joins what is there: give no --config, --methods, ...")
+            join(given.joined, given.out or Path("."))
+            return
+        if not given.config:
+            raise UserError("--config: give a config file, e.g. configs/digits.py; or --from")
+        for name in ("seeds", "pretrain_seeds"):
+            if (getattr(given, name) or 1) < 1 or getattr(given, name) == 0:
+                raise UserError(f"--{name}: at least 1; got {getattr(given, name)}")
+        methods = {name: method.settings for name, method in registry.METHODS.items()}
+        wish = Wish(config.parse_grid(given.tune, methods), given.pretrain_seeds)
+        make(
+            given.config,
+            overrides,
+            methods=given.methods,
+            seeds=given.seeds,
+            workdir=given.workdir,
+            wish=wish,
+            only_list=given.list,
+        )
+
+    return cli.exit_code(start)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS report every file
+    sys.exit(main())
