@@ -66,7 +66,6 @@ def methods() -> ConfigDict:
     joined by "+", each brings its own."""
     return ConfigDict(
         {
-            "finetune": {},
             "recadam": {
                 "penalty": 5000.0,  # gamma: pull to theta_init [published]
                 "schedule": "sigmoid",  # sigmoid | linear | constant: of lambda [published]
@@ -81,7 +80,6 @@ def methods() -> ConfigDict:
                 "epsilon": 1e-5,  # its scale [published]
                 "weight": 1.0,  # of the symmetric KL [published]
             },
-            "further_pretrain": {},
             "self_distillation": {
                 "rounds": 1,  # T' of Algorithm 1
                 "features": "cls",  # cls | all: the tokens whose features are compared
@@ -89,7 +87,6 @@ def methods() -> ConfigDict:
                 "distill_weight": 1.0,
             },
             "distill_only": {"features": "cls"},
-            "further_pretrain_x2": {},
             "prediction_matching": {"weight": 1.0},
             "weight_matching_l2": {"weight": 1.0},
             "weight_matching_mars": {"weight": 1.0},

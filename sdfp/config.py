@@ -128,7 +128,9 @@ def parse(
     model = dict(_block(raw, "model"))
     family = model.pop("name", None)
     checked.one_of("config.model.name", family, families)
-    given = dict(_block(raw, "method"))
+    # A method with nothing to set needs no block.
+    given = {name: {} for name, cls in methods.items() if not dataclasses.fields(cls)}
+    given |= _block(raw, "method")
     _same_keys("method", given, methods)
     parsed = {
         "model_name": family,
