@@ -2,7 +2,10 @@
 
 Where do I find ...
     the paper's Algorithm 1                 algorithm.py
-    a row of the result tables              methods/, one file each
+    a method of the result tables           methods/, one file each
+    a row: methods joined, settings varied  rows.py
+    a cell: a row with a seed, its teacher  cells.py
+    the stages that a cell takes            stages.py
     a data set                              data/, one file each
     a model                                 models/, one file each
     the training step, and what it reduces  train/step.py
@@ -12,6 +15,7 @@ Where do I find ...
     what is checked before any training     preflight.py
     theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
+    tables: statistics, formats             comparison.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types and ranges: settings.py)
     devices, jit and pmap                   parallel.py, nowhere else
@@ -22,7 +26,7 @@ Where do I find ...
     the way to transformers and timm        export.py, models/{vit,roberta}_export.py
     predictions for new images and texts    predict.py, data/inputs.py
     downloads                               data/fetch.py
-    flags                                   main.py
+    flags                                   main.py, table.py
 """
 
 __version__ = "0.1.0"

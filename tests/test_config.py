@@ -84,7 +84,8 @@ def test_values_survive(values):
     assert parsed.seeds == (7, 2**32 - 1)
     again = dataclasses.asdict(parsed)
     again["model"] = {"name": again.pop("model_name"), **again["model"]}
-    assert again == {**values, "seeds": (7, 2**32 - 1)}
+    method = {**dict.fromkeys(METHODS, {}), **values["method"]}  # a block of nothing is optional
+    assert again == {**values, "seeds": (7, 2**32 - 1), "method": method}
     assert parse(again) == parsed
 
 
@@ -116,7 +117,7 @@ def test_unknown_key(values, key, meant):
 
 
 def test_key_in_a_method_without_settings(values):
-    put(values, "method.finetune.rounds", 3)
+    put(values, "method.finetune", {"rounds": 3})
     assert told(values).startswith("config.method.finetune.rounds: no such key. All keys")
 
 
