@@ -15,6 +15,8 @@ Where do I find ...
     what is checked before any training     preflight.py
     theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
+    settings chosen on the validation part  tuning.py
+    results.json, and cells that fail       results.py
     tables: statistics, formats             comparison.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types and ranges: settings.py)

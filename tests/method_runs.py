@@ -3,20 +3,16 @@ device_worker_methods.py. They take the real path, from a config to a work direc
 
 import contextlib
 import csv
-import json
 import random
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import training
 from PIL import Image
 
 from sdfp import config, experiment, stages
 from sdfp.methods.registry import METHODS
-from sdfp.rows import Row
 from sdfp.train import loop
 
 ROOT = Path(__file__).parents[1]
@@ -98,20 +94,21 @@ class Trained(NamedTuple):
     """The compiled function: the same object for the stages that share one."""
     compilations: int
     terms: dict[str, jax.ShapeDtypeStruct]
-    """What its loss function returned for one micro-batch."""
-    examples: int
-    """Of that micro-batch."""
+    """What its loss returns for a micro-batch."""
+    weight: jax.ShapeDtypeStruct
+    """The weights of that micro-batch."""
 
 
 @contextlib.contextmanager
 def watched(seen: dict[str, Trained]):
     """Takes down what every stage that is trained within compiles.
 
-    What counts is XLA's compilations of the train program, as JAX reports them: neither a cache of
-    ours nor one of JAX's can hide one, and JAX compiles again, without tracing again, where only
-    the placement of an argument has changed.
+    What counts is XLA's compilations of the train program as JAX reports them: neither a cache of
+    ours nor one of JAX's can hide one. A count of traces would miss those where only the placement
+    of an argument has changed. No report under this name at all would be a count of 0.
     """
-    compiled, programs = [], []
+    compiled: list[str] = []
+    used: list[tuple] = []
     whole_stage, compile_train = stages.run_stage, loop.compile_train
 
     def listen(event: str, _: float, fun_name: str = "", **__) -> None:
@@ -119,24 +116,29 @@ def watched(seen: dict[str, Trained]):
             compiled.append(fun_name)
 
     def run_stage(stage, place):
-        before, used = len(compiled), len(programs)
+        used.clear()
+        before = len(compiled)
         outcome = whole_stage(stage, place)
-        if len(programs) > used:
-            program, *told = programs[-1]
+        if used:
+            program, *told = used[0]
             seen[stage.name] = Trained(program, len(compiled) - before, *told)
         return outcome
 
     def compiling(devices, loss_fn, prepare, tx, weights):
         program = compile_train(devices, loss_fn, prepare, tx, weights)
 
-        def told(state, frozen, resident, batches, key, count):
-            if not programs or programs[-1][0] is not program:
+        def noted(state, frozen, resident, batches, key, count):
+            if not used:
                 batch = jax.tree.map(lambda leaf: leaf[0, 0], batches)
-                terms = _terms(loss_fn, prepare, (state.params, frozen, resident, batch, key))
-                programs.append((program, terms, len(batch["weight"])))
+                told = jax.eval_shape(
+                    lambda: loss_fn(
+                        state.params, frozen, prepare(frozen, resident, batch, key), key
+                    )
+                )
+                used.append((program, told, jax.typeof(batch["weight"])))
             return program(state, frozen, resident, batches, key, count)
 
-        return told
+        return noted
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     stages.run_stage, loop.compile_train = run_stage, compiling

@@ -84,7 +84,8 @@ def test_values_survive(values):
     assert parsed.seeds == (7, 2**32 - 1)
     again = dataclasses.asdict(parsed)
     again["model"] = {"name": again.pop("model_name"), **again["model"]}
-    method = {**dict.fromkeys(METHODS, {}), **values["method"]}  # a block of nothing is optional
+    # A block of nothing is optional.
+    method = {**{name: {} for name in METHODS}, **values["method"]}
     assert again == {**values, "seeds": (7, 2**32 - 1), "method": method}
     assert parse(again) == parsed
 

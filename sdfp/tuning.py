@@ -1,0 +1,61 @@
+"""The choice among a row's candidates, by the validation part."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from sdfp import cells, report
+from sdfp.results import Results
+from sdfp.rows import Row
+from sdfp.types import Params
+
+
+def choose(results: Results, candidates: list[Row], init_params: Params) -> Row | None:
+    """The candidate with the highest mean over the seeds on the validation part. The reported
+    split is not looked at. A candidate that fails is out; only if all do, the row has failed."""
+    metric, failed = results.context.target.data.metric, []
+    means: list[float | None] = []
+    told = []
+    for row in candidates:
+        values = _scores(results, row, init_params, failed)
+        scores = [value for value in values if value is not None]
+        means.append(float(np.mean(scores)) if len(scores) == len(values) else None)
+        told.append({"settings": _values(row, candidates), "values": values, "mean": means[-1]})
+        shown = "failed" if means[-1] is None else f"validation {metric} {means[-1]:.2f}"
+        report.say(f"{row.name} {told[-1]['settings']}: {shown}")
+    whole = [mean for mean in means if mean is not None]
+    chosen = means.index(max(whole)) if whole else None
+    results.tuning[candidates[0].name] = {
+        "split": "validation",
+        "metric": metric,
+        "candidates": told,
+        "chosen": chosen,
+    }
+    if chosen is None:
+        results.failed.extend(failed)
+        return None
+    return candidates[chosen]
+
+
+def _scores(results: Results, row: Row, init_params: Params, failed: list) -> list[float | None]:
+    """The validation part's score for each seed, None where that failed."""
+    context = results.context
+    attempt = functools.partial(results.attempt, row, failed=failed)
+    start = attempt(None, lambda: cells.pretrained(context, row, init_params))
+    if start is None:
+        return [None]
+
+    def score(seed: int) -> float:
+        outcome, _ = cells.finetuned(context, row, seed, start)
+        metrics = cells.measured(context, row, outcome, "validation")
+        return metrics[context.target.data.metric]
+
+    return [attempt(seed, functools.partial(score, seed)) for seed in row.settings.seeds]
+
+
+def _values(row: Row, candidates: list[Row]) -> dict[str, Any]:
+    """A candidate's values of everything that is varied among the candidates."""
+    keys = {key: None for candidate in candidates for key in candidate.varied}
+    value = lambda part, key: getattr(row.settings.method[part], key)
+    return {full: value(*full.split(".")) for full in keys}
