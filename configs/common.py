@@ -101,8 +101,8 @@ def methods() -> ConfigDict:
                 # A fine-tuned model: WORKDIR, WORKDIR/stages/finetune/... or what sdfp.export
                 # wrote; "" = fine-tune one first:
                 "teacher": "",
-                "weights": "",  # from these weights, as init.weights; "" = as the student starts
-                "depth": 0,  # then with so many blocks; 0 = twice the student's
+                "weights": "",  # from these weights, as init.weights, or, if "", ...
+                "depth": 0,  # ... as the student starts, with so many blocks; 0 = twice its own
             },
             "self_kd": {"alpha": 0.5, "temperature": 2.0},
         }

@@ -63,6 +63,7 @@ def entry(
     return {
         "method": row.name,
         "varied": dict(row.varied),
+        "precision": stages.precise(context, row.method.float32)[0].precision.name,
         "pretrain_seed": row.settings.seed if row.pretrains else None,
         "seed": seed,
         "split": held_out,
@@ -89,13 +90,17 @@ def _teachers(context: Context, row: Row, seed: int, start: Start, used: list[st
     def larger(weights: str, depth: int) -> Teacher:
         name = row.teacher().finetuning_stage(0)
         if name not in context.teachers:  # one for all seeds
-            enlarged, init = _enlarged(context, row.teacher(), weights, depth)
+            with stages.tried_once(context, "theta_init of " + name):
+                enlarged, init = _enlarged(context, row.teacher(), weights, depth)
             outcome, took = finetuned(enlarged, row.teacher(), context.settings.seed, init)
             context.teachers[name] = _teacher(enlarged, outcome), took
         return noted(*context.teachers[name])
 
     def given(path: str) -> Teacher:
-        return _given(context, path)
+        if path not in context.teachers:
+            with stages.tried_once(context, path):
+                context.teachers[path] = _given(context, path), []
+        return noted(*context.teachers[path])
 
     def noted(teacher: Teacher, took: list[str]) -> Teacher:
         used.extend(name for name in took if name not in used)
@@ -113,8 +118,11 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
     """The run as it were with a larger model, and that model's theta_init."""
     settings, input = context.settings, context.target.data.input
     model = dataclasses.replace(context.model, depth=depth or 2 * context.model.depth)
-    kind = rows.teacher_kind(settings, weights)
-    init = dataclasses.replace(settings.init, kind=kind, weights=weights)
+    kind = rows.teacher_kind(settings, weights, depth)
+    # The revision is one of the student's weights, and nobody needs the decoder.
+    init = dataclasses.replace(
+        settings.init, kind=kind, weights=weights, revision="", missing_decoder="scratch"
+    )
     settings = dataclasses.replace(settings, model=model, init=init)
     backbone, model, loaded = initial.load(
         settings,

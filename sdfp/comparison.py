@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
     method: str
     varied: Mapping[str, Any]
-    """The settings that were chosen for it; empty where it has the config's own."""
+    """The settings that were given or chosen for it; empty where it has the config's own."""
     metric: str
     """accuracy, micro_f1 or macro_f1; "" where nothing at all could be measured."""
     split: str
@@ -41,15 +41,21 @@ class Line(NamedTuple):
     std: float | None
     """Of the sample (n - 1); None for fewer than two values."""
     n: int
+    pretrains: bool
+    """Whether it has pre-training of its own, and with it that one's variance."""
     pretrain_seeds: int
     """How many; 1 for a row that has no pre-training of its own."""
     seeds: int
     """How many fine-tuning seeds."""
+    precision: str
+    """Of its fine-tuning; "" where results.json does not tell (older ones)."""
     difference: float | None
     """To plain fine-tuning, over the fine-tuning seeds that both rows have."""
-    p_value: float | None
-    pairs: int
+    common: int
     """How many fine-tuning seeds both rows have."""
+    test: str
+    """What the p-value is of: `paired` or `welch`; "" where there is none."""
+    p_value: float | None
     steps: float | None
     """Of one run: all stages that a cell needs from theta_init on, shared ones included.
     Averaged over the cells; None where results.json does not tell (older ones)."""
@@ -58,6 +64,11 @@ class Line(NamedTuple):
     """Cells without a score."""
     means: dict[str, float]
     """`ALSO`, as far as results.json has them."""
+
+    @property
+    def pairs(self) -> int:
+        """How many the paired test has; 0 where it is not the one."""
+        return self.common if self.test == "paired" else 0
 
 
 class Run(NamedTuple):
@@ -125,18 +136,16 @@ def lines(results: Mapping[str, Any]) -> list[Line]:
     cells: dict[str, list] = {method: [] for method in config["methods"]}
     for entry in entries:
         cells.setdefault(entry["method"], []).append(entry)
-    failed = dict.fromkeys(cells, 0)
-    for failure in results.get("failed", ()):
-        every = len(config.get("seeds", ())) or 1
-        method = failure["method"]
-        failed[method] = failed.get(method, 0) + (every if failure["seed"] is None else 1)
+    failed = _failed(results)
     metric = entries[0]["metric"] if entries else ""
     records = {record["name"]: record for record in results.get("stages", ())}
-    plain = _by_seed(cells.get(PLAIN, ()))
     found = []
     for method in dict.fromkeys([*cells, *failed]):
         own = cells.get(method, [])
-        difference, p_value, pairs = paired(_by_seed(own), {} if method == PLAIN else plain)
+        pretrain_seeds = {entry.get("pretrain_seed") for entry in own}
+        difference, common, test, p_value = compared(
+            own, [] if method == PLAIN else cells.get(PLAIN, [])
+        )
         line = Line(
             method=method,
             varied=own[0].get("varied", {}) if own else {},
@@ -146,26 +155,59 @@ def lines(results: Mapping[str, Any]) -> list[Line]:
             mean=_mean([entry["value"] for entry in own]),
             std=_std([entry["value"] for entry in own]),
             n=len(own),
-            pretrain_seeds=len({entry.get("pretrain_seed") for entry in own}),
+            pretrains=bool(pretrain_seeds - {None}),
+            pretrain_seeds=len(pretrain_seeds),
             seeds=len({entry["seed"] for entry in own}),
+            precision=own[0].get("precision", "") if own else "",
             difference=difference,
+            common=common,
+            test=test,
             p_value=p_value,
-            pairs=pairs,
             steps=_cost(own, records, "steps"),
             seconds=_cost(own, records, "seconds"),
-            failed=failed.get(method, 0),
+            failed=len(failed.get(method, ())),
             means=_means(own, config["evaluate_on"]),
         )
         found.append(line)
     return found
 
 
-def _by_seed(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """The score of each fine-tuning seed: the mean over its pre-training seeds."""
-    scores: dict[int, list[float]] = {}
+def _failed(results: Mapping[str, Any]) -> dict[str, set[tuple]]:
+    """For each method that failed its cells, (pre-training seed, fine-tuning seed): each once,
+    also where several candidates failed in it, and all seeds where none is named."""
+    seeds = results["config"].get("seeds") or (None,)
+    cells: dict[str, set[tuple]] = {}
+    for failure in results.get("failed", ()):
+        own = seeds if failure["seed"] is None else (failure["seed"],)
+        cells.setdefault(failure["method"], set()).update(
+            (failure.get("pretrain_seed"), seed) for seed in own
+        )
+    return cells
+
+
+def _mean_by(key: str, entries: Sequence[Mapping[str, Any]]) -> dict[Any, float]:
+    """For each `seed` its mean score over the pre-training seeds, or the other way round."""
+    scores: dict[Any, list[float]] = {}
     for entry in entries:
-        scores.setdefault(entry["seed"], []).append(entry["value"])
+        scores.setdefault(entry.get(key), []).append(entry["value"])
     return {seed: float(np.mean(values)) for seed, values in scores.items()}
+
+
+def compared(
+    row: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]
+) -> tuple[float | None, int, str, float | None]:
+    """`difference`, `common`, `test` and `p_value` of a row's line.
+
+    Several pre-training seeds are there for the variance of pre-training. Pairs of fine-tuning
+    seeds, averaged over them, would all hold the same few pre-trainings, and their differences
+    nothing of that variance: so the means of the pre-training seeds are tested, unpaired.
+    """
+    by_pretraining, of_plain = _mean_by("pretrain_seed", row), _mean_by("seed", plain)
+    difference, p_value, common = paired(_mean_by("seed", row), of_plain)
+    test = "paired"
+    if len(by_pretraining) > 1 and difference is not None:
+        test, p_value = "welch", welch([*by_pretraining.values()], [*of_plain.values()])
+    return difference, common, "" if p_value is None else test, p_value
 
 
 def paired(
@@ -192,6 +234,24 @@ def paired(
         return mean, 1.0 if np.abs(differences).max() <= SAME else None, n
     t = mean / (differences.std(ddof=1) / math.sqrt(n))
     return mean, float(2 * stdtr(n - 1, -abs(t))), n
+
+
+def welch(row: Sequence[float], plain: Sequence[float]) -> float | None:
+    """The p-value of Welch's two-sided t-test of independent values.
+
+    Returns:
+        None with fewer than two values on a side, and where the values of each side are the
+        same (t would be infinite), but 1 where those of both are.
+    """
+    a, b = np.array(row, np.float64), np.array(plain, np.float64)
+    if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all():
+        return None
+    difference = abs(float(a.mean() - b.mean()))
+    if max(np.ptp(a), np.ptp(b)) <= SAME:
+        return 1.0 if difference <= SAME else None
+    u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+    return float(2 * stdtr(freedom, -difference / math.sqrt(u + v)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -175,6 +175,8 @@ def parse_grid(texts: Iterable[str], methods: Mapping[str, type]) -> dict[str, t
         where = f"--tune {key}"
         if key not in known:
             raise UserError(f"{where}: no such setting.{checked.nearest(key, known)} {_ALL_KEYS}")
+        if key in grid:
+            raise UserError(f"{where}: given twice; join the values by commas")
         kind, metadata = known[key]
         grid[key] = tuple(
             checked.scalar(kind, metadata, _literal(kind, value), where)

@@ -8,6 +8,7 @@ for each row:      rows.py: the methods of its name, and candidates where settin
                                                                 --> results.json
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from sdfp.results import Results
 from sdfp.rows import Row
 from sdfp.settings import Experiment
 from sdfp.stages import Context
+from sdfp.train import kept
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError
 
@@ -47,6 +49,12 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     )
 
 
+def plan(raw: Mapping[str, Any], wish: Wish) -> dict[str, dict[str, Any]]:
+    """Every stage that `run` would train or read; see `rows.plan`. Raises UserError."""
+    settings = parse(raw)
+    return rows.plan(settings, rows.expand(settings, wish.grid), wish.pretrain_seeds)
+
+
 def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict[str, Any]:
     """Runs everything that a config asks for, or what a work directory still lacks of it.
 
@@ -66,6 +74,8 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     """
     settings = parse(raw)
     groups = rows.expand(settings, wish.grid)
+    for name, known in rows.plan(settings, groups, wish.pretrain_seeds).items():
+        kept.check_known(workdir / "stages" / name, known)
     precision = parallel.precision(settings.precision)
     preflight.check_workdir(workdir)
     with precision.context():
@@ -75,18 +85,24 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
         BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
         asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
-        asked |= {"--tune": "validation"} if wish.grid else {}
+        choice = any(len(candidates) > 1 for candidates in groups)
+        asked |= {"--tune": "validation"} if choice else {}
         preflight.check_held_out(asked, target.data)
-        if wish.grid and not target.data.train.labelled:
+        if choice and not target.data.train.labelled:
             raise UserError("--tune: the data has no labels to choose by")
         preflight.check_names(settings, init.params)
         facts = {"data": target.data.facts}
         context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
-        results = Results(context, init.record)
+        results = Results(context, init.record, earlier=_earlier(workdir))
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
         for candidates in groups:
             _run_row(results, candidates, init_params, wish.pretrain_seeds)
     return results.write(complete=True)
+
+
+def _earlier(workdir: Path) -> dict[str, Any]:
+    path = workdir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def check(results: Mapping[str, Any]) -> None:
@@ -107,9 +123,8 @@ def _run_row(results: Results, candidates: list[Row], init_params: Params, repea
         return
     if row.method.float32 and results.context.precision.name != "float32":
         report.say(f"{row.name}: fine-tuning in float32, as the method needs")
-    first = row.settings.seed
-    for seed in range(first, first + (repeats if row.pretrains else 1)):
-        for entry, new in _cells(results, row.repeated(seed), init_params):
+    for again in row.repeats(repeats):
+        for entry, new in _cells(results, again, init_params):
             results.entries.append(entry)
             if new:  # what is there already stays, until this run has something to add
                 results.write(complete=False)

@@ -22,11 +22,20 @@ class Results:
     entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     tuning: dict[str, dict] = dataclasses.field(default_factory=dict)
+    earlier: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What results.json held before."""
 
     def write(self, complete: bool) -> dict[str, Any]:
+        """Writes what there is; until the run is complete also what was there before of the cells
+        that it will come to."""
         context = self.context
+        entries, records = self.entries, list(context.records.values())
+        if not complete:
+            entries = entries + [e for e in self.earlier.get("results", ()) if self._awaited(e)]
+            names = context.records.keys()
+            records += [r for r in self.earlier.get("stages", ()) if r["name"] not in names]
         results = {
-            "complete": complete and not self.failed,
+            "complete": complete,
             "config": dataclasses.asdict(context.settings),
             "model": dataclasses.asdict(context.model),
             "versions": report.versions(),
@@ -34,14 +43,23 @@ class Results:
             "precision": context.precision.name,
             **context.facts,
             "init": self.init,
-            "stages": list(context.records.values()),
+            "stages": records,
             "tuning": self.tuning,
-            "results": self.entries,
+            "results": entries,
             "failed": self.failed,
-            "summary": report.summary(self.entries),
+            "summary": report.summary(entries),
         }
         checkpoint.write_json(context.place.workdir / "results.json", results)
         return results
+
+    def _awaited(self, entry: dict[str, Any]) -> bool:
+        """Whether an earlier entry is of a cell of this run that has not been reached."""
+        settings, cell = self.context.settings, entry["stage"]
+        return (
+            entry["method"] in settings.methods
+            and entry["seed"] in settings.seeds
+            and cell not in {new["stage"] for new in self.entries}
+        )
 
     def attempt(
         self, row: Row, seed: int | None, run: Callable[[], Any], failed: list | None = None
@@ -49,14 +67,15 @@ class Results:
         """What `run` returns; None if it fails, which is told here and noted in `failed`."""
         try:
             return run()
-        except WorkdirError:
+        except (WorkdirError, OSError):  # of the disk: it would fail the others, too
             raise
         except Exception as error:
             ours = not isinstance(error, UserError)
             if ours:
                 traceback.print_exc()
             told = one_line(error) if str(error) else type(error).__name__
-            report.say(f"{row.finetuning_stage(seed or 0)}: failed: {told}")
+            cell = row.name if seed is None else f"{row.name}, seed {seed}"
+            report.say(f"failed: {cell}: {told}")
             repeat = row.settings.seed if row.pretrains else None
             (self.failed if failed is None else failed).append(
                 {"method": row.name, "varied": dict(row.varied), "pretrain_seed": repeat}

@@ -5,6 +5,7 @@ training anything.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,6 @@ class Row(NamedTuple):
     """"method.key" -> value, where the row differs from the run's config."""
     first_seed: int | None = None
     """The run's pre-training seed, where this row repeats it with another one."""
-
     within: str = ""
     """The folder of a larger teacher's stages."""
 
@@ -43,13 +43,22 @@ class Row(NamedTuple):
         Args:
             own: whether the method's settings change it. Others are shared between rows.
         """
-        return self.within + name + self._tag(self.varied if own or self.within else {})
+        if self.within:
+            return self.within + name + self._tag(_short(self.varied))
+        plain = Method().pretrain
+        changes = lambda part, key: (
+            METHODS[part].pretrain != plain
+            and key not in getattr(METHODS[part].settings, "NOT_IN_STAGES", ())
+        )
+        varied = {key: v for key, v in self.varied.items() if own and changes(*key.split("."))}
+        return name + self._tag(_short(varied))
 
     def finetuning_stage(self, seed: int) -> str:
         """The folder of the fine-tuning with this seed."""
         if self.within:
             return self.masked_stage("finetune", own=True)
-        return f"finetune/{self.name}{self._tag(self.varied)}/seed_{seed}"
+        varied = self.varied if "+" in self.name else _short(self.varied)
+        return f"finetune/{self.name}{self._tag(varied)}/seed_{seed}"
 
     @property
     def pretrains(self) -> bool:
@@ -74,6 +83,11 @@ class Row(NamedTuple):
         varied = {key: value for key, value in self.varied.items() if changes(*key.split("."))}
         return Row("finetune", row.settings, varied, within="teacher/")
 
+    def repeats(self, times: int) -> list["Row"]:
+        """The row from so many seeds of the pre-training stages, if it has any."""
+        first = self.settings.seed
+        return [self.repeated(first + i) for i in range(times if self.pretrains else 1)]
+
     def repeated(self, seed: int) -> "Row":
         """The row from another seed of the pre-training stages."""
         of_run = self.settings.seed if self.first_seed is None else self.first_seed
@@ -83,10 +97,15 @@ class Row(NamedTuple):
         )
 
     def _tag(self, varied: Mapping[str, Any]) -> str:
-        told = [f"{key.split('.')[1]}={value}" for key, value in varied.items()]
+        told = [f"{key}={value}" for key, value in varied.items()]
         if self.first_seed is not None:
             told.append(f"pretrain_seed={self.settings.seed}")
         return "@" + re.sub(r"[^\w.=,+-]", "_", ",".join(told)) if told else ""
+
+
+def _short(varied: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys without their method: all of them are of one."""
+    return {key.split(".")[1]: value for key, value in varied.items()}
 
 
 def expand(settings: Experiment, grid: Mapping[str, Sequence]) -> list[list[Row]]:
@@ -105,12 +124,12 @@ def expand(settings: Experiment, grid: Mapping[str, Sequence]) -> list[list[Row]
             raise UserError(f"--tune {key}: no row of config.methods has {key.split('.')[0]}")
     groups = []
     for name in settings.methods:
-        keys = [key for key in grid if key.split(".")[0] in combination.parts(name)]
+        keys = sorted(key for key in grid if key.split(".")[0] in combination.parts(name))
         points = itertools.product(*(grid[key] for key in keys))
         groups.append([_row(name, settings, dict(zip(keys, p, strict=True))) for p in points])
     for row in itertools.chain(*groups):
         row.method.make_optimizer(settings.stages.finetune)  # refuses what cannot work
-        planned(row, ())
+        planned(row, settings.seeds[:1])
     return groups
 
 
@@ -125,48 +144,78 @@ def _row(name: str, settings: Experiment, values: Mapping[str, Any]) -> Row:
     return Row(name, dataclasses.replace(settings, method=method), varied)
 
 
-def planned(row: Row, seeds: Sequence[int]) -> dict[str, Recipe]:
-    """The stages of a row in their order, and how each is trained. Nothing is trained: the
-    methods are handed a `fit` and teachers that only take notes.
+def planned(row: Row, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The stages of a row in their order, and of each the part of its identity that is known before
+    anything is read. Nothing is trained: the methods are handed a `fit` and teachers that only
+    take notes.
 
     Raises:
         UserError: a teacher that cannot be made.
     """
-    found: dict[str, Recipe] = {}
-    recipes, nothing = row.settings.stages, {"encoder": None, "decoder": None}
+    found: dict[str, dict[str, Any]] = {}
+    settings, nothing = row.settings, {"encoder": None, "decoder": None}
+    recipes = settings.stages
+
+    def note(name, recipe, seed, **more):
+        found[name] = {"recipe": dataclasses.asdict(recipe), "seed": seed, **more}
 
     def fit(name, loss_fn, params, *, recipe=None, times=1, weights=None, identity=None, **_):
-        own = bool(weights or identity)
-        found[row.masked_stage(name, own)] = repeat(getattr(recipes, recipe or name), times)
+        folder = row.masked_stage(name, own=bool(weights or identity))
+        wanted = repeat(getattr(recipes, recipe or name), times)
+        note(folder, wanted, settings.seed, weights=weights or {}, **(identity or {}))
         return nothing
 
+    def finetuning(row, seed):
+        own = combination.finetuning_identity(row.name, row.settings.method)
+        more = {"method": own} if own else {}
+        note(row.finetuning_stage(seed), recipes.finetune, seed, **more)
+
+    def larger(weights, depth):
+        teacher = row.teacher()
+        if teacher_kind(settings, weights, depth) == "pretrain":
+            note(teacher.masked_stage("pretrain", own=True), recipes.pretrain, settings.seed)
+        finetuning(teacher, teacher.settings.seed)
+
+    def given(path):
+        if not Path(path).expanduser().exists():
+            raise UserError(f"config.method.kd.teacher={path}: there is nothing")
+
     row.method.pretrain(nothing, backbone=None, fit=fit)
-    for seed in seeds or row.settings.seeds[:1]:
-
-        def same(seed=seed):
-            found[row.untaught().finetuning_stage(seed)] = recipes.finetune
-
-        def larger(weights, depth):
-            teacher = row.teacher()
-            if teacher_kind(row.settings, weights) == "pretrain":
-                found[teacher.masked_stage("pretrain", own=True)] = recipes.pretrain
-            found[teacher.finetuning_stage(0)] = recipes.finetune
-
-        def given(path):
-            if not Path(path).expanduser().exists():
-                raise UserError(f"config.method.kd.teacher={path}: there is nothing")
-
+    for seed in seeds:
+        same = functools.partial(finetuning, row.untaught(), seed)
         row.method.teacher(Teachers(same, larger, given))
-        found[row.finetuning_stage(seed)] = recipes.finetune
+        finetuning(row, seed)
     return found
 
 
-def teacher_kind(settings: Experiment, weights: str) -> str:
+def plan(
+    settings: Experiment, groups: Sequence[Sequence[Row]], pretrain_seeds: int
+) -> dict[str, dict[str, Any]]:
+    """Every stage of a run, as `planned`, each once. Of a row whose settings are chosen there are
+    all candidates; which of them is repeated with other pre-training seeds is not known yet."""
+    found: dict[str, dict[str, Any]] = {}
+    if settings.init.kind == "pretrain":
+        recipe = dataclasses.asdict(settings.stages.pretrain)
+        found["pretrain"] = {"recipe": recipe, "seed": settings.seed}
+    for candidates in groups:
+        for row in candidates:
+            for again in row.repeats(pretrain_seeds if len(candidates) == 1 else 1):
+                found |= planned(again, settings.seeds)
+    return found
+
+
+def teacher_kind(settings: Experiment, weights: str, depth: int) -> str:
     """How the initial parameters of a larger teacher are made, as in `config.init.kind`.
 
     Raises:
-        UserError: the student starts from weights, and none are named for the teacher.
+        UserError: the student starts from weights, and none are named for the teacher; or its
+            depth is given twice.
     """
+    if weights and depth:
+        raise UserError(
+            f"config.method.kd.depth: {depth} would not be read, the weights "
+            f"({weights}) have their own; set it to 0"
+        )
     if not weights and settings.init.kind == "weights":
         raise UserError(
             "config.method.kd.weights: name a larger model's weights, for a teacher to be "

@@ -2,7 +2,7 @@
 1 and of the methods), fine-tuning, and the evaluation of what it left."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from sdfp.settings import Experiment
 from sdfp.train import evaluation
 from sdfp.train.kept import Outcome
 from sdfp.train.stage import Place, Stage, run_stage
-from sdfp.types import Params
+from sdfp.types import Params, UserError, one_line
 
 
 class Context(NamedTuple):
@@ -36,9 +36,9 @@ class Context(NamedTuple):
     records: dict[str, dict]
     """Stage name -> its record for results.json, in the order of the run."""
     failed: dict[str, Exception]
-    """Stages that this run tried in vain: they are not tried again for another row."""
+    """What this run tried in vain, and a like error: it is not tried again for another row."""
     teachers: dict[str, tuple[Teacher, list[str]]]
-    """Larger teachers by the stage that left them, and the stages that they took."""
+    """Larger or given teachers by their stage or path, and the stages that they took."""
 
 
 def masked(
@@ -51,6 +51,7 @@ def masked(
     params: Params,
     *,
     recipe: str | None = None,
+    stream: str | None = None,
     times: int = 1,
     weights: Mapping[str, float] | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -61,6 +62,7 @@ def masked(
     Args:
         used: gets the stage's name.
         name: of the stage, and of its recipe unless `recipe` names another one.
+        stream: another stage's name, to draw its batches, masks and dropout.
         times: how often the recipe's steps are done.
         weights: factor of each term of the loss; 1 where absent.
         identity: what else changes the stage's result.
@@ -78,7 +80,7 @@ def masked(
             feed=source.feeds["unlabelled"],
             prepare=source.data.prepare,
             seed=row.settings.seed,
-            stream=name,
+            stream=stream or name,
             card=_card(context, source.data, ()),
             identity=_identity(context, source.data, *context.model.MASKED_ONLY)
             | dict(identity or {}),
@@ -99,15 +101,24 @@ def masked(
 
 
 def _run(context: Context, stage: Stage) -> Outcome:
-    if stage.name in context.failed:
-        raise context.failed[stage.name]
-    try:
+    with tried_once(context, stage.name):
         outcome = run_stage(stage, context.place)
-    except Exception as error:
-        context.failed[stage.name] = error
-        raise
     context.records[stage.name] = dict(outcome.record)
     return outcome
+
+
+@contextlib.contextmanager
+def tried_once(context: Context, name: str) -> Iterator[None]:
+    """What failed before in this run fails again at once."""
+    if name in context.failed:
+        # Without the traceback of the time before: it would keep whole training states in memory.
+        raise context.failed[name].with_traceback(None)
+    try:
+        yield
+    except Exception as error:
+        kind = type(error) if isinstance(error, UserError) else RuntimeError
+        context.failed[name] = kind(one_line(error))
+        raise
 
 
 def finetuning(

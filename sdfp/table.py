@@ -9,6 +9,7 @@ what is lacking, and trains nothing. Single keys of the config: --config.key=val
 The second joins work directories, data sets as columns.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +49,7 @@ def make(
         values.seeds = tuple(range(seeds))
     workdir = workdir or Path(f"runs/{values.get('name')}")
     if only_list:
-        stages = listing.stages(experiment.parse(values), wish.grid, wish.pretrain_seeds)
-        for line in listing.lines(stages, workdir):
+        for line in listing.lines(experiment.plan(values, wish), workdir):
             report.say(line)
         return
     results = experiment.run(values, workdir, wish)
@@ -64,62 +64,64 @@ def join(workdirs: Sequence[Path], out: Path) -> None:
     report.say(f"tables: {out / 'table.md'}, table.csv, table.tex")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("sdfp.table", __doc__)
     add = parser.add_argument
     add("--config", metavar="FILE[:VARIANT]", help="as of sdfp.main")
     add("--methods", help=f"{', '.join(registry.GROUPS)}, or a,b,c; a row of two: a+b")
     add("--seeds", type=int, metavar="N", help="fine-tuning seeds 0 to N - 1")
     add("--workdir", type=Path, help="default: runs/<config.name>")
-    add(
-        "--tune",
-        nargs="+",
-        default=[],
-        metavar="METHOD.KEY=A,B,C",
-        help="choose the value with the best score on the validation part",
-    )
-    add(
-        "--pretrain_seeds",
-        type=int,
-        default=1,
-        metavar="N",
-        help="repeat the pre-training stages, too, with N seeds",
-    )
+    choice = "choose the value with the best score on the validation part"
+    values = "METHOD.KEY=A,B,C"
+    add("--tune", nargs="+", action="extend", default=[], metavar=values, help=choice)
+    again = "repeat the pre-training stages, too, with N seeds"
+    add("--pretrain_seeds", type=int, metavar="N", help=again)
     add("--list", action="store_true", help="show what would run and what is there")
-    add(
-        "--from",
-        dest="joined",
-        nargs="+",
-        type=Path,
-        metavar="WORKDIR",
-        help="join the tables of work directories; runs nothing",
-    )
+    joined = "join the tables of work directories; runs nothing"
+    add("--from", dest="joined", nargs="+", type=Path, metavar="WORKDIR", help=joined)
     add("--out", type=Path, help="folder for the joined table; default: the current one")
+    return parser
+
+
+def _check(given: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Refuses what would be ignored."""
+    of_run = ("config", "methods", "seeds", "workdir", "tune", "pretrain_seeds", "list")
+    if given.joined:
+        for name in of_run:
+            if getattr(given, name):
+                raise UserError(f"--from joins what is there; leave --{name} out")
+        if overrides:
+            raise UserError(f"--from joins what is there; leave {overrides[0]} out")
+        return
+    if given.out:
+        raise UserError("--out is for --from: a run's table goes to its work directory")
+    if not given.config:
+        raise UserError("--config: give a config file, e.g. configs/digits.py; or --from")
+    for name in ("seeds", "pretrain_seeds"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: at least 1; got {value}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    overrides = [a for a in arguments if a.lstrip("-").startswith("config.") and a[:1] == "-"]
-    given = parser.parse_args([a for a in arguments if a not in overrides])
+    overrides = [a for a in arguments if a.startswith(("--config.", "-config.", "--noconfig."))]
+    given = _parser().parse_args([a for a in arguments if a not in overrides])
 
     def start() -> None:
+        _check(given, overrides)
         if given.joined:
-            if given.config or overrides or given.methods or given.seeds or given.tune:
-                raise UserError("--from joins what is there: give no --config, --methods, ...")
             join(given.joined, given.out or Path("."))
             return
-        if not given.config:
-            raise UserError("--config: give a config file, e.g. configs/digits.py; or --from")
-        for name in ("seeds", "pretrain_seeds"):
-            if (getattr(given, name) or 1) < 1 or getattr(given, name) == 0:
-                raise UserError(f"--{name}: at least 1; got {getattr(given, name)}")
-        methods = {name: method.settings for name, method in registry.METHODS.items()}
-        wish = Wish(config.parse_grid(given.tune, methods), given.pretrain_seeds)
+        settings = {name: method.settings for name, method in registry.METHODS.items()}
         make(
             given.config,
             overrides,
             methods=given.methods,
             seeds=given.seeds,
             workdir=given.workdir,
-            wish=wish,
+            wish=Wish(config.parse_grid(given.tune, settings), given.pretrain_seeds or 1),
             only_list=given.list,
         )
 

@@ -13,17 +13,20 @@ from sdfp.types import Params
 
 def choose(results: Results, candidates: list[Row], init_params: Params) -> Row | None:
     """The candidate with the highest mean over the seeds on the validation part. The reported
-    split is not looked at. A candidate that fails is out; only if all do, the row has failed."""
-    metric, failed = results.context.target.data.metric, []
-    means: list[float | None] = []
-    told = []
+    split is not looked at. A candidate that fails is out; if all do, the row has failed."""
+    metric = results.context.target.data.metric
+    told, failed = [], []
     for row in candidates:
-        values = _scores(results, row, init_params, failed)
+        failures: list[dict[str, Any]] = []
+        values = _scores(results, row, init_params, failures)
         scores = [value for value in values if value is not None]
-        means.append(float(np.mean(scores)) if len(scores) == len(values) else None)
-        told.append({"settings": _values(row, candidates), "values": values, "mean": means[-1]})
-        shown = "failed" if means[-1] is None else f"validation {metric} {means[-1]:.2f}"
+        mean = float(np.mean(scores)) if len(scores) == len(values) else None
+        told.append({"settings": _values(row, candidates), "values": values, "mean": mean})
+        told[-1]["errors"] = [failure["error"] for failure in failures]
+        shown = "failed" if mean is None else f"validation {metric} {mean:.2f}"
         report.say(f"{row.name} {told[-1]['settings']}: {shown}")
+        failed += failures
+    means = [one["mean"] for one in told]
     whole = [mean for mean in means if mean is not None]
     chosen = means.index(max(whole)) if whole else None
     results.tuning[candidates[0].name] = {
@@ -33,8 +36,11 @@ def choose(results: Results, candidates: list[Row], init_params: Params) -> Row 
         "chosen": chosen,
     }
     if chosen is None:
-        results.failed.extend(failed)
+        error = f"all candidates failed, the first: {failed[0]['error']}"
+        results.failed.append({**failed[0], "varied": {}, "seed": None, "error": error})
         return None
+    # A candidate's own mistake is in its errors; one of ours must not pass unseen.
+    results.failed += [failure for failure in failed if failure["ours"]]
     return candidates[chosen]
 
 

@@ -46,6 +46,7 @@ def pretrain(init_params, *, backbone, fit, settings: Settings):
         distill_loss(backbone, settings.features),
         init_params,
         recipe="self_distill",
+        stream="self_distill_1",  # the batches, masks and dropout of the row it is compared with
         frozen=teacher["encoder"],
         per_example=algorithm.teacher_features(backbone, settings.features),
         identity={"features": settings.features},

@@ -16,6 +16,7 @@ def pretrain(init_params, *, backbone, fit, settings):
         algorithm.masked_loss(backbone),
         init_params,
         recipe="further_pretrain",
+        stream="further_pretrain",
         times=2,
     )
 

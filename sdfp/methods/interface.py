@@ -30,7 +30,9 @@ class Teachers(NamedTuple):
     same: Callable
     """() -> Teacher: what this row would be without the teacher, fine-tuned with the same seed."""
     larger: Callable
-    """(weights, depth) -> Teacher: a larger model, fine-tuned once for all seeds."""
+    """(weights, depth) -> Teacher: a larger model, fine-tuned once for all seeds. `weights` as
+    config.init.weights, which bring their own depth; "" for a model that starts as the student
+    does, with `depth` blocks, 0 for twice the student's."""
     given: Callable
     """(path) -> Teacher: a stage of a work directory, or an exported folder."""
 
@@ -63,16 +65,20 @@ class Method(NamedTuple):
 
     pretrain: Callable = start_from_init
     """(init_params, *, backbone, fit, settings) -> {"encoder", "decoder"}: the parameters
-    that fine-tuning starts from. `fit` is described in algorithm.py. Settings that change a
-    stage's result are handed to `fit` as `weights` or `identity`."""
+    that fine-tuning starts from. `fit` is described in algorithm.py and, with all of its arguments,
+    in stages.py. Settings that change a stage's result are handed to it as `weights` or `identity`.
+    To plan a run it is called with backbone=None, empty parameters and a `fit` that trains nothing:
+    the backbone may be used within losses only."""
     settings: type = NoSettings
     """Frozen dataclass that `config.method.<name>` is parsed into. Its TEACHER_ONLY names the
-    fields that decide the teacher and nothing else."""
+    fields that decide the teacher and nothing else, its NOT_IN_STAGES those that decide which
+    masked stages there are, not what they are."""
     teacher: Callable = no_teacher
     """(teachers, settings) -> Teacher or None. The loss finds its logits, without dropout, of the
     same (augmented) input as batch["target"] [examples, classes]."""
     finetune_loss: Callable = cross_entropy
-    """(backbone, settings) -> LossFn for parameters {"encoder", "head"}."""
+    """(backbone, settings) -> LossFn for parameters {"encoder", "head"}. Its terms are added as
+    they are, factors included."""
     make_optimizer: Callable = adamw
     """(recipe, settings) -> optax.GradientTransformation for the same parameters; its `init` sees
     what fine-tuning starts from. Raises UserError for settings that cannot work."""

@@ -59,6 +59,7 @@ def pretrain(init_params, *, backbone, fit, settings: Settings):
         matching_loss(backbone),
         init_params,
         recipe="self_distill",
+        stream="self_distill_1",  # the batches, masks and dropout of the row it is compared with
         frozen=teacher,
         weights={"matching": settings.weight},
     )

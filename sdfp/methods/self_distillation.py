@@ -1,6 +1,7 @@
 """Row "Self-distillation": the paper's method."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sdfp import algorithm
 from sdfp.methods.interface import Method
@@ -11,6 +12,8 @@ from sdfp.types import UserError
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """`config.method.self_distillation`."""
+
+    NOT_IN_STAGES: ClassVar = ("rounds",)
 
     rounds: int = number(1)
     features: str = choice("cls", "all")

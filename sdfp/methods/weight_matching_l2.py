@@ -71,6 +71,7 @@ def matched_pretraining(
         matching_loss(backbone, distance),
         init_params,
         recipe="self_distill",
+        stream="self_distill_1",  # the batches, masks and dropout of the row it is compared with
         frozen=teacher["encoder"],
         weights={"matching": weight},
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +81,25 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
         checkpoint.write_json(path, identity)
         return
     known = json.loads(path.read_text())
-    different = [key for key in sorted({*known, *identity}) if known.get(key) != identity.get(key)]
+    _refuse(directory, known, identity, {*known, *identity})
+
+
+def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses a directory that holds a stage of another identity, as far as it is known.
+
+    Args:
+        identity: a part of that of the stage.
+
+    Raises:
+        WorkdirError: the directory's differs there.
+    """
+    path, flat = directory / "identity.json", json.loads(json.dumps(_dotted(identity)))
+    if path.exists():
+        _refuse(directory, json.loads(path.read_text()), flat, flat)
+
+
+def _refuse(directory: Path, known: Mapping, identity: Mapping, keys: Iterable[str]) -> None:
+    different = [key for key in sorted(keys) if known.get(key) != identity.get(key)]
     if different:
         told = ", ".join(
             f"{key} ({known.get(key)} there, {identity.get(key)} now)" for key in different

@@ -96,6 +96,7 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
     Returns:
         The parameters on the host, and the facts for the record.
     """
+    began = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
     tx = stage.make_optimizer(recipe)
     state, past = _start(stage, directory, tx)
@@ -125,7 +126,7 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
         pause_every=run.checkpoint_every,
     )
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    began, fetch = time.monotonic(), lambda: state
+    fetch = lambda: state
     log = report.StageLog(
         directory, stage.name, recipe.steps, int(state.step), run.log_every, board
     )
