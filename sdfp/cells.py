@@ -109,6 +109,14 @@ def _teachers(context: Context, row: Row, seed: int, start: Start, used: list[st
     return Teachers(same, larger, given)
 
 
+def check_teacher(context: Context, row: Row) -> None:
+    """Reads a given teacher before any training; it is kept for its row. Raises UserError where
+    it does not fit."""
+    nothing = lambda *_: None
+    teachers = _teachers(context, row, 0, Start({}, ()), [])
+    row.method.teacher(teachers._replace(same=nothing, larger=nothing))
+
+
 def _teacher(context: Context, outcome: Outcome) -> Teacher:
     architecture = initial.architecture(context.settings.model_name, context.model)
     return Teacher(context.backbone, outcome.params, architecture)

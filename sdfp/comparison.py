@@ -172,12 +172,22 @@ def lines(results: Mapping[str, Any]) -> list[Line]:
     return found
 
 
+def failures(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What failed of the rows, without what did of candidates that others were chosen over."""
+    varied = {entry["method"]: entry.get("varied", {}) for entry in results.get("results", ())}
+    return [
+        failure
+        for failure in results.get("failed", ())
+        if failure.get("varied") in (None, varied.get(failure["method"], failure.get("varied")))
+    ]
+
+
 def _failed(results: Mapping[str, Any]) -> dict[str, set[tuple]]:
     """For each method that failed its cells, (pre-training seed, fine-tuning seed): each once,
-    also where several candidates failed in it, and all seeds where none is named."""
+    and all seeds where none is named."""
     seeds = results["config"].get("seeds") or (None,)
     cells: dict[str, set[tuple]] = {}
-    for failure in results.get("failed", ()):
+    for failure in failures(results):
         own = seeds if failure["seed"] is None else (failure["seed"],)
         cells.setdefault(failure["method"], set()).update(
             (failure.get("pretrain_seed"), seed) for seed in own

@@ -8,6 +8,7 @@ for each row:      rows.py: the methods of its name, and candidates where settin
                                                                 --> results.json
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,8 +75,6 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     """
     settings = parse(raw)
     groups = rows.expand(settings, wish.grid)
-    for name, known in rows.plan(settings, groups, wish.pretrain_seeds).items():
-        kept.check_known(workdir / "stages" / name, known)
     precision = parallel.precision(settings.precision)
     preflight.check_workdir(workdir)
     with precision.context():
@@ -91,8 +90,12 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         if choice and not target.data.train.labelled:
             raise UserError("--tune: the data has no labels to choose by")
         preflight.check_names(settings, init.params)
+        for name, known in rows.plan(settings, groups, wish.pretrain_seeds).items():
+            kept.check_known(workdir / "stages" / name, known)
         facts = {"data": target.data.facts}
         context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
+        for row in itertools.chain(*groups):
+            cells.check_teacher(context, row)
         results = Results(context, init.record, earlier=_earlier(workdir))
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
         for candidates in groups:

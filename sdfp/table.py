@@ -53,7 +53,7 @@ def make(
             report.say(line)
         return
     results = experiment.run(values, workdir, wish)
-    if results["results"]:
+    if results["results"] or results["failed"]:
         join([workdir], workdir)
     experiment.check(results)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdfp.comparison import PLAIN, Line, Run
+from sdfp.comparison import PLAIN, Line, Run, failures
 
 
 def of_one(run: Run) -> list[str]:
@@ -78,9 +78,9 @@ def _on_difference(lines: Sequence[Line]) -> Iterator[str]:
         yield f"No Δ and no p: there is no row to compare with {PLAIN} seed by seed."
     else:
         averaged = any(line.pretrain_seeds > 1 for line in compared)
-        each = ", each averaged over the pre-training seeds first" if averaged else ""
+        first = ", each averaged over the pre-training seeds first" if averaged else ""
         common = _range(line.common for line in compared)
-        yield f"Δ: mean over the fine-tuning seeds that both rows have ({common}){each}."
+        yield f"Δ: mean over the fine-tuning seeds that both rows have ({common}){first}."
 
 
 def _on_test(runs: Sequence[Run], subject: str) -> Iterator[str]:
@@ -130,25 +130,26 @@ def _on_all(runs: Sequence[Run]) -> Iterator[str]:
 def _on_precision(runs: Sequence[Run]) -> Iterator[str]:
     """Which rows were fine-tuned in another precision than their run's."""
     for run in runs:
-        usual, where = run.results.get("precision"), f" of {run.label}" if len(runs) > 1 else ""
+        usual, where = run.results.get("precision"), f" on {run.label}" if len(runs) > 1 else ""
         others: dict[str, list[str]] = {}
         for line in run.lines:
             if usual and line.precision not in ("", usual):
                 others.setdefault(line.precision, []).append(line.method)
+        same = any(line.precision == usual for line in run.lines)
+        rest = f"the other rows{where}" if same else "not"
         told = [f"{', '.join(names)}{where}: fine-tuned in {p}" for p, names in others.items()]
-        alone = all(line.precision != usual for line in run.lines if line.n)
         if told:
-            yield f"{'; '.join(told)}, {'not' if alone else 'the other rows'} in {usual}."
+            yield f"{'; '.join(told)}, {rest} in {usual}."
 
 
 def _on_settings(runs: Sequence[Run]) -> Iterator[str]:
     """What was chosen, on what and from how many candidates; and what was simply given."""
-    chosen, given, optimistic = [], [], []
+    chosen, given, optimistic, own = [], [], [], "the config's own"
     for run, line, name in each(runs):
         tuning, told = _tuning(run, line), settings(line.method, line.varied)
         if tuning and line.n:
             count = f"{tuning['split']} split, {len(tuning['candidates'])} candidates"
-            chosen.append(f"{name}: {told or "the config's own"} ({count})")
+            chosen.append(f"{name}: {told or own} ({count})")
             if tuning["split"] == line.split:
                 optimistic.append(name)
         elif line.varied:
@@ -186,7 +187,7 @@ def _on_gaps(runs: Sequence[Run]) -> Iterator[str]:
     """What failed, and what has not been run yet."""
     for run in runs:
         where = f"{run.label}, " if len(runs) > 1 else ""
-        for failure in run.results.get("failed", ()):
+        for failure in failures(run.results):
             seeds = {"pre-training seed": failure.get("pretrain_seed"), "seed": failure["seed"]}
             told = [f", {name} {seed}" for name, seed in seeds.items() if seed is not None]
             yield f"Failed: {where}{failure['method']}{''.join(told)}: {failure['error']}"

@@ -73,7 +73,7 @@ def tiny(backbone: str, data: Path, *rows: str, steps: int = STEPS) -> Any:
     made.method.recadam.update({"penalty": 1 / RATE, "midpoint": 5})  # above 2 / RATE it diverges
     # With the configs' own values neither of them does anything to a run like this, so that
     # whatever is wrong with them would be of no consequence.
-    made.method.mars.update({"radius": 0.3, "head_radius": 0.3})
+    made.method.mars.update({"radius": 0.8, "head_radius": 0.5})
     made.method.r3f.epsilon = 0.1
     made.run.update({"log_every": 1, "checkpoint_every": 1000, "steps_per_call": 5})
     made.run.update({"pictures": 0, "masked_loss": False, "tensorboard": False})

@@ -87,7 +87,13 @@ def test_a_teacher_as_all_rows_have_it_then_one_stage_from_the_start(name):
     init = {"encoder": "theta", "decoder": "phi"}
     calls, result = stages(name, BACKBONE, init)
     teacher = {"name": "further_pretrain", "loss": algorithm.masked_loss(BACKBONE), "params": init}
-    student = {"name": name, "params": init, "recipe": "self_distill", **EXPECTED[name]}
+    student = {
+        "name": name,
+        "params": init,
+        "recipe": "self_distill",
+        "stream": "self_distill_1",
+        **EXPECTED[name],
+    }
     # `==` of functions is identity: a loss made twice would be compiled twice.
     assert calls == [teacher, student]
     assert calls[1]["params"] is init
@@ -102,6 +108,7 @@ def test_twice_the_steps_are_one_masked_stage():
         "loss": algorithm.masked_loss(BACKBONE),
         "params": init,
         "recipe": "further_pretrain",
+        "stream": "further_pretrain",
         "times": 2,
     }
     assert calls == [expected]

@@ -1,83 +1,27 @@
-"""Several runs compared, and the tables that are made of it."""
+"""Several runs compared: what is read, and its statistics."""
 
-import csv
-import io
 import json
 import math
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import scipy.stats
+from comparison_results import (
+    PLAIN,
+    entry,
+    line_of,
+    notes,
+    results,
+    row_of,
+    saved,
+    scores,
+    single,
+)
 
 from sdfp import comparison, rendering
 from sdfp.types import UserError
-
-
-def entry(method, seed, value, pretrain_seed=None, stages=(), varied=None, metric="accuracy"):
-    return {
-        "method": method,
-        "pretrain_seed": pretrain_seed,
-        "seed": seed,
-        "split": "test",
-        "metric": metric,
-        "value": value,
-        "accuracy": value,
-        "micro_f1": value,
-        "macro_f1": value - 1.5,
-        "test_loss": value / 7,
-        "train_loss": value / 11,
-        "distance": value / 13,
-        "stage": f"finetune/{method}/seed_{seed}",
-        "stages": list(stages),
-        "varied": varied or {},
-    }
-
-
-def results(entries, methods=None, name="digits", **more):
-    methods = methods or list(dict.fromkeys(entry["method"] for entry in entries))
-    config = {"name": name, "methods": methods, "evaluate_on": "test", "seeds": [0, 1, 2]}
-    return {"complete": True, "config": config, "device": "1 x cpu", "results": entries, **more}
-
-
-def scores(method, *values, **more):
-    return [entry(method, seed, value, **more) for seed, value in enumerate(values)]
-
-
-def saved(folder, found):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(found))
-    return folder
-
-
-def line_of(found, method):
-    (line,) = [line for line in comparison.lines(found) if line.method == method]
-    return line
-
-
-def single(found):
-    return rendering.table([comparison.Run("digits", found, comparison.lines(found))])
-
-
-def joined(*found):
-    """The columns are named A, B, ..."""
-    return rendering.table(
-        [comparison.Run(chr(65 + i), each, comparison.lines(each)) for i, each in enumerate(found)]
-    )
-
-
-def row_of(table, method):
-    (row,) = [row for row in table.rows[1:] if row[0].split(" (")[0] == method]
-    return dict(zip(table.rows[0], row, strict=True))
-
-
-def notes(table):
-    return "\n".join(table.notes)
-
-
-PLAIN = scores("finetune", 50.0, 53.0, 59.0)
 
 
 def test_mean_std_and_p_by_hand():
@@ -119,7 +63,7 @@ def test_only_seeds_of_both_rows_are_paired():
     row = [entry("mars", seed, value) for seed, value in [(2, 63.0), (1, 55.0), (7, 0.0)]]
     line = line_of(results([*PLAIN, *row]), "mars")
     assert (line.mean, line.n) == (pytest.approx(118 / 3), 3)
-    assert (line.difference, line.pairs) == (3.0, 2)
+    assert (line.difference, line.common, line.pairs) == (3.0, 2, 2)
     assert line.p_value == pytest.approx(1 - 2 * math.atan(3) / math.pi)
     assert "both rows have (2)" in notes(single(results([*PLAIN, *row])))
 
@@ -135,7 +79,8 @@ def test_only_seeds_of_both_rows_are_paired():
 def test_p_where_there_is_none(values, expected):
     """Warnings are errors here: none comes of it."""
     line = line_of(results([*PLAIN, *scores("mars", *values)]), "mars")
-    assert (line.difference, line.p_value, line.pairs) == expected
+    assert (line.difference, line.p_value, line.common) == expected
+    assert line.test == ("" if line.p_value is None else "paired")
 
 
 def test_no_common_seed_and_no_plain_row():
@@ -154,21 +99,113 @@ def test_one_seed_has_no_spread():
     assert "t-test" not in notes(table)
 
 
-def test_pretraining_seeds_are_averaged_before_pairing():
-    """Per fine-tuning seed 52, 57, 65: differences 2, 4, 6. The spread is over all six values."""
-    values = {(0, 0): 51.0, (1, 0): 53.0, (0, 1): 54.0, (1, 1): 60.0, (0, 2): 65.0, (1, 2): 65.0}
-    row = [entry("further_pretrain", s, v, pretrain_seed=p) for (p, s), v in values.items()]
+def pretrained(method, table):
+    """A row with several pre-training seeds; `table` has a line for each of them."""
+    return [
+        entry(method, seed, value, pretrain_seed=again)
+        for again, values in enumerate(table)
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_several_pretraining_seeds_by_hand():
+    """Δ: per fine-tuning seed 52, 57, 65, so 2, 4, 6. p: 56.67 and 59.33 for the pre-training
+    seeds, with variance 32/9, against 50, 53, 59 with variance 21. ± is over all six values."""
+    row = pretrained("further_pretrain", [[51.0, 54.0, 65.0], [53.0, 60.0, 65.0]])
     found = results([*PLAIN, *row])
     line = line_of(found, "further_pretrain")
-    assert (line.n, line.pretrain_seeds, line.seeds, line.pairs) == (6, 2, 3, 3)
+    assert (line.n, line.pretrain_seeds, line.seeds, line.common) == (6, 2, 3, 3)
+    assert (line.test, line.pairs, line.pretrains) == ("welch", 0, True)
     assert (line.mean, line.difference) == (58.0, 4.0)
     assert line.std == pytest.approx(((49 + 25 + 16 + 4 + 49 + 49) / 5) ** 0.5)
+    u, v = 32 / 9 / 2, 21 / 3
+    p = 2 * scipy.stats.t.sf(4 / (u + v) ** 0.5, (u + v) ** 2 / (u**2 / 1 + v**2 / 2))
+    assert line.p_value == pytest.approx(p, rel=1e-9)
+    assert line_of(results([*row, *PLAIN[::-1]]), "further_pretrain").p_value == line.p_value
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (10, 2), (40, 30)])
+def test_welch_is_that_of_scipy(sizes):
+    rng = np.random.default_rng(sizes)
+    for shift in (0.0, 1.0, 30.0):
+        a, b = rng.normal(70 + shift, 3, sizes[0]), rng.normal(70, 0.5, sizes[1])
+        expected = scipy.stats.ttest_ind(a, b, equal_var=False).pvalue
+        assert comparison.welch([*a], [*b]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("row", "plain", "expected"),
+    [
+        ([1.0], [1.0, 2.0], None),
+        ([1.0, 2.0], [1.0], None),
+        ([1.0, math.inf], [1.0, 2.0], None),
+        ([1.0, 2.0], [1.0, math.nan], None),
+        ([0.1 + 0.2, 0.3], [0.3, 0.3], 1.0),  # the same but for rounding
+        ([2.0, 2.0], [1.0, 1.0], None),
+        # One side has a variance: t = 1/3 with 1 degree of freedom.
+        ([2.0, 2.0], [1.0, 4.0], pytest.approx(1 - 2 * math.atan(1 / 3) / math.pi)),
+    ],
+)
+def test_welch_where_there_is_none(row, plain, expected):
+    """Warnings are errors here: none comes of it."""
+    assert comparison.welch(row, plain) == expected
+
+
+def test_several_pretraining_seeds_and_too_little_to_test():
+    """One value of plain fine-tuning, or none that the row has a seed with: no p."""
+    row = pretrained("mars", [[51.0, 54.0], [53.0, 60.0]])
+    line = line_of(results([PLAIN[0], *row]), "mars")
+    assert (line.difference, line.common, line.test, line.p_value) == (2.0, 1, "", None)
+    for plain in ([], scores("finetune", *range(5))[2:]):
+        line = line_of(results([*plain, *row]), "mars")
+        assert (line.difference, line.common, line.test, line.p_value) == (None, 0, "", None)
+
+
+def test_false_positives_where_pretraining_varies():
+    """No true effect; pre-training's deviation 1, fine-tuning's 0.5, 3 and 5 seeds of them.
+    Pairing what is averaged over the pre-training seeds is wrong far more often than one in 20."""
+    rng, low, wrong = np.random.default_rng(0), [], []
+    for _ in range(1000):
+        plain = rng.normal(70, 0.5, 5)
+        table = rng.normal(70, 1, (3, 1)) + rng.normal(0, 0.5, (3, 5))
+        found = comparison.compared(pretrained("mars", table), scores("finetune", *plain))
+        assert found[2] == "welch"
+        low.append(found[3] < 0.05)
+        averaged = dict(enumerate(table.mean(0)))
+        wrong.append(comparison.paired(averaged, dict(enumerate(plain)))[1] < 0.05)
+    assert 0.02 < np.mean(low) < 0.08
+    assert np.mean(wrong) > 0.25
+
+
+def test_one_pretraining_seed_is_paired():
+    """And told apart from a row without any pre-training; failed repeats count as none."""
+    row = pretrained("mars", [[51.0, 55.0, 62.0]])
+    failed = [{"method": "mars", "seed": None, "pretrain_seed": 1, "error": "x"}]
+    line = line_of(results([*PLAIN, *row], failed=failed), "mars")
+    assert (line.test, line.pairs, line.pretrains, line.failed) == ("paired", 3, True, 3)
     assert line.p_value == pytest.approx(1 - 12**0.5 / 14**0.5)
-    told = notes(single(found))
-    assert "further_pretrain over 2 pre-training × 3 fine-tuning seeds; other rows over" in told
-    assert "averaged over the pre-training seeds first" in told
-    assert "as in the paper" not in told
-    assert "further_pretrain on B over 2" in notes(joined(results(PLAIN), found))
+    assert not line_of(results(PLAIN), "finetune").pretrains
+
+
+def test_failed_cells_count_once():
+    """A failure without a seed is that of all seeds with its pre-training seed; of candidates
+    that others were chosen over nothing counts."""
+    of = {"method": "mars", "error": "x"}
+    failed = [
+        {**of, "seed": None, "pretrain_seed": 1, "varied": {"mars.radius": 2}},
+        {**of, "seed": 1, "pretrain_seed": 1, "varied": {"mars.radius": 2}},
+        {**of, "seed": 1, "pretrain_seed": 0, "varied": {"mars.radius": 2}},
+        {**of, "seed": 2, "pretrain_seed": 0, "varied": {"mars.radius": 1}},
+    ]
+    row = scores("mars", 5.0, pretrain_seed=0, varied={"mars.radius": 2})
+    found = results([*PLAIN, *row], failed=failed)
+    assert line_of(found, "mars").failed == 4
+    assert comparison.failures(found) == failed[:3]
+    gone = results(PLAIN, ["finetune", "mars"], failed=failed)
+    assert line_of(gone, "mars").failed == 5
+    assert comparison.failures(gone) == failed
+    older = [{key: cell[key] for key in cell if key != "varied"} for cell in row]
+    assert line_of(results([*PLAIN, *older], failed=[{**of, "seed": 1}]), "mars").failed == 1
 
 
 def test_cost_is_of_one_run_with_shared_stages():
@@ -193,13 +230,6 @@ def test_cost_is_of_one_run_with_shared_stages():
     assert "without the search" in notes(single(found | {"tuning": {"mars": searched}}))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (36125.0, "10:02:05"), (None, "–")]
-)
-def test_clock(seconds, text):
-    assert rendering._clock(seconds) == text
-
-
 def test_older_results_lack_what_they_lack():
     """No stages of a cell, no failures, no tuning, no losses: the table is made all the same."""
     keys = ("method", "seed", "split", "metric", "value")
@@ -207,47 +237,12 @@ def test_older_results_lack_what_they_lack():
     found = results(entries, stages=[])
     line = line_of(found, "mars")
     assert (line.steps, line.seconds, line.means, line.varied) == (None, None, {}, {})
+    assert (line.precision, line.pretrains) == ("", False)
     assert row_of(single(found), "mars")["time"] == "–"
     assert "compilation" not in notes(single(found))
     partly = [entry("mars", 0, 1.0, stages=["known"]), entry("mars", 1, 1.0, stages=["gone"])]
     record = {"name": "known", "steps": 1, "seconds": 1.0}
     assert line_of(results(partly, stages=[record]), "mars").steps is None
-
-
-def test_order_is_that_of_the_config():
-    order = ["mars", "finetune", "r3f", "kd"]
-    found = results([*PLAIN, *scores("mars", 1.0)], methods=order)
-    assert [line.method for line in comparison.lines(found)] == order
-    assert [row[0] for row in single(found).rows] == ["method", *order]
-    assert row_of(single(found), "r3f")["accuracy (%)"] == "–"  # neither run nor failed
-
-
-def test_failed_rows():
-    failed = [
-        {"method": "r3f", "seed": None, "pretrain_seed": None, "error": "no memory | left"},
-        {"method": "mars", "seed": 2, "pretrain_seed": 4, "error": "loss is not finite"},
-    ]
-    found = results(
-        [*PLAIN, *scores("mars", 50.0, 54.0)], ["finetune", "r3f", "mars"], failed=failed
-    )
-    line = line_of(found, "r3f")
-    assert (line.n, line.failed, line.mean, line.std, line.p_value) == (0, 3, None, None, None)
-    table = single(found)
-    assert row_of(table, "r3f")["accuracy (%)"] == "failed"
-    assert row_of(table, "r3f")["n"] == "0"
-    assert row_of(table, "mars")["n"] == "2 (1 failed)"
-    assert "Failed: r3f: no memory | left" in table.notes
-    assert "Failed: mars, pre-training seed 4, seed 2: loss is not finite" in table.notes
-    both = joined(results(PLAIN), found)
-    assert row_of(both, "r3f") == {
-        "method": "r3f",
-        "A, accuracy (%)": "–",
-        "B, accuracy (%)": "failed",
-    }
-    assert "Failed: B, r3f: no memory | left" in both.notes
-    assert both.notes[0] == "n = 3 on the test split of A; 2 to 3 on the test split of B."
-    tuning = {"r3f": {"split": "test", "candidates": [{"settings": {}}]}}
-    assert not re.search("Settings|Optimistic", notes(single(found | {"tuning": tuning})))
 
 
 def test_a_run_where_everything_failed(tmp_path):
@@ -256,192 +251,6 @@ def test_a_run_where_everything_failed(tmp_path):
     (run,) = comparison.open_runs([saved(tmp_path / "run", found)])
     assert rendering.table([run]).rows[1][:3] == ["mars", "failed", "0"]
     assert rendering.table([run]).rows[0][1] == "score"
-
-
-def tuned(split):
-    candidates = [{"settings": {"recadam.k": k}, "values": [1.0], "mean": 1.0} for k in (0.1, 0.5)]
-    tuning = {"split": split, "metric": "accuracy", "candidates": candidates, "chosen": 0}
-    entries = [*PLAIN, *scores("recadam", 51.0, 55.0, 62.0, varied={"recadam.k": 0.1})]
-    name = "self_distillation+r3f"
-    entries += scores(name, 51.0, 55.0, 62.0, varied={"r3f.eps": 1e-05})
-    return results(entries, tuning={"recadam": tuning, name: tuning})
-
-
-def test_tuned_rows_tell_what_was_chosen():
-    table = single(tuned("validation"))
-    assert [row[0] for row in table.rows] == [
-        "method",
-        "finetune",
-        "recadam (k=0.1)",
-        "self_distillation+r3f (r3f.eps=1e-05)",
-    ]
-    assert "recadam: k=0.1 (validation split, 2 candidates); self_dist" in notes(table)
-    assert "without the search" not in notes(table)  # no steps are known here
-    assert "Optimistic" not in notes(table)
-    both = joined(results(PLAIN), tuned("validation"))
-    assert [row[0] for row in both.rows][2:] == ["recadam", "self_distillation+r3f"]
-    assert "recadam on B: k=0.1 (" in notes(both)
-    assert "Settings" not in notes(single(results(PLAIN)))
-
-
-def test_a_score_that_was_chosen_by_is_called_optimistic():
-    found = tuned("test")
-    assert "Optimistic: the score of recadam, self_distillation+r3f is" in notes(single(found))
-    assert "Optimistic: the score of recadam on B, self" in notes(joined(results(PLAIN), found))
-
-
-def test_an_unfinished_run_says_so():
-    found = results(PLAIN) | {"complete": False}
-    assert "digits has not been run to its end" in notes(single(found))
-    assert "A has not been run to its end" in notes(joined(found, results(PLAIN)))
-    assert "end" not in notes(joined(results(PLAIN), results(PLAIN)))
-
-
-def test_markdown_of_one_run():
-    found = results([*PLAIN, *scores("mars", 49.0, 51.0, 56.0), *scores("r3f", 80.0, 83.0, 89.1)])
-    text = rendering.markdown(single(found))
-    assert text.splitlines()[:7] == [
-        "| method   | accuracy (%) | n | Δ to finetune | p      | steps | time |",
-        "| -------- | ------------ | - | ------------- | ------ | ----- | ---- |",
-        "| finetune | 54.00 ± 4.58 | 3 | –             | –      | –     | –    |",
-        "| mars     | 52.00 ± 3.61 | 3 | −2.00         | 0.074  | –     | –    |",
-        "| r3f      | 84.03 ± 4.64 | 3 | +30.03        | <0.001 | –     | –    |",
-        "",
-        "- Accuracy (%) on the test split of digits.",
-    ]
-    assert "- p: two-sided t-test against finetune, paired by fine-tuning seed; with n = 3" in text
-    assert "number of comparisons (2)." in text
-    assert text.endswith(".\n")
-
-
-def test_joined_rows_columns_and_marks():
-    """Rows in order of first appearance; a mark in the column where the row is far off."""
-    a = results([*scores("mars", 80.0, 83.0, 89.1), *PLAIN])
-    rows = {"finetune": (50.0, 53.0, 59.0), "r3f": (20.0, 23.0, 29.1), "mars": (51.0, 55.0, 62.0)}
-    b = results([cell for k, v in rows.items() for cell in scores(k, *v, metric="macro_f1")])
-    b["config"]["evaluate_on"] = "validation"
-    table = joined(a, b)
-    assert table.rows == [
-        ["method", "A, accuracy (%)", "B, macro-F1 (%)"],
-        ["mars", "84.03 ± 4.64 †", "56.00 ± 5.57"],
-        ["finetune", "54.00 ± 4.58", "54.00 ± 4.58"],
-        ["r3f", "–", "24.03 ± 4.64 †"],
-    ]
-    lines = rendering.markdown(table).splitlines()[:5]
-    assert {len(line) for line in lines} == {len(lines[0])}
-    assert len({tuple(at.start() for at in re.finditer(r"\|", line)) for line in lines}) == 1
-    assert table.notes[0] == "n = 3 on the test split of A; 3 on the validation split of B."
-    assert "† above or below finetune in the same column with p < 0.05" in notes(table)
-    assert "comparisons (3)" in notes(table)
-
-
-def test_joined_n():
-    assert joined(results(PLAIN), results(PLAIN)).notes[0] == (
-        "n = 3 on the test split in every column."
-    )
-    fewer = results([*PLAIN, *scores("mars", 1.0)])
-    assert joined(results(PLAIN), fewer).notes[0] == (
-        "n = 3 on the test split of A; 1 to 3 on the test split of B."
-    )
-    assert "†" not in notes(joined(results(PLAIN), results(PLAIN)))  # nothing is compared
-
-
-def test_csv_holds_what_results_json_holds():
-    """Every number comes back bit for bit; where there is none, the field is empty."""
-    stages = [{"name": "further", "steps": 100, "seconds": 0.5}]
-    row = scores("recadam", 51.1, 55.7, 62.3, stages=["further"], varied={"recadam.k": 0.1})
-    failed = [{"method": "r3f", "seed": 1, "pretrain_seed": None, "error": "x"}]
-    found = results([*PLAIN, *row], ["finetune", "recadam", "r3f"], stages=stages, failed=failed)
-    runs = [comparison.Run('a, "b"', found, comparison.lines(found))]
-    text = rendering.csv_text([*runs, comparison.Run("c", found, runs[0].lines)])
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert [(r["data"], r["method"]) for r in rows] == [
-        (data, method) for data in ('a, "b"', "c") for method in ("finetune", "recadam", "r3f")
-    ]
-    plain, recadam, r3f = rows[:3]
-    expected = {
-        "mean": np.mean([51.1, 55.7, 62.3]),
-        "std": np.std([51.1, 55.7, 62.3], ddof=1),
-        "difference": runs[0].lines[1].difference,
-        "p_value": runs[0].lines[1].p_value,
-        "accuracy": np.mean([cell["accuracy"] for cell in row]),
-        "micro_f1": np.mean([cell["micro_f1"] for cell in row]),
-        "macro_f1": np.mean([cell["macro_f1"] for cell in row]),
-        "loss": np.mean([cell["test_loss"] for cell in row]),
-        "train_loss": np.mean([cell["train_loss"] for cell in row]),
-        "distance": np.mean([cell["distance"] for cell in row]),
-        "steps": 100,
-        "seconds": 0.5,
-        "n": 3,
-        "pairs": 3,
-        "pretrain_seeds": 1,
-        "failed": 0,
-    }
-    assert {key: float(recadam[key]) for key in expected} == expected
-    words = {"data": 'a, "b"', "split": "test", "metric": "accuracy", "method": "recadam"}
-    assert recadam.items() >= (words | {"settings": "k=0.1"}).items()
-    assert set(recadam) == set(expected) | set(words) | {"settings"}
-    assert (plain["difference"], plain["p_value"], plain["steps"]) == ("", "", "")
-    assert (r3f["mean"], r3f["std"], r3f["distance"], r3f["n"], r3f["failed"]) == (
-        *("", "", ""),
-        *("0", "1"),
-    )
-
-
-def test_values_that_are_not_finite():
-    """Python's JSON can hold them: a dash and an empty field, and no warning."""
-    found = results([*PLAIN, *scores("mars", 51.0, math.inf, 62.0), *scores("r3f", math.nan, 1.0)])
-    runs = [comparison.Run("digits", found, comparison.lines(found))]
-    for method in ("mars", "r3f"):
-        assert list(row_of(rendering.table(runs), method).values())[1:5] == [
-            "–",
-            str(len([cell for cell in found["results"] if cell["method"] == method])),
-            "–",
-            "–",
-        ]
-    for row in list(csv.DictReader(io.StringIO(rendering.csv_text(runs))))[1:]:
-        assert (row["mean"], row["std"], row["loss"], row["p_value"]) == ("", "", "", "")
-
-
-def test_latex_structure():
-    found = tuned("validation")
-    for table in (single(found), joined(found, results(PLAIN))):
-        text = rendering.latex(table)
-        assert text.startswith("% ")
-        body = text.split("\\begin{tabular}")[1].split("\\end{tabular}")[0]
-        spec, *lines = body.strip().splitlines()
-        width = len(table.rows[0])
-        assert spec == "{l" + "r" * (width - 1) + "}"
-        rows = [line for line in lines if not line.startswith("\\")]
-        assert len(rows) == len(table.rows)
-        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {width - 1}
-        assert all(row.endswith(r" \\") for row in rows)
-        rules = [line for line in lines if line.startswith("\\")]
-        assert rules == ["\\toprule", "\\midrule", "\\bottomrule"]
-        assert text.count("\\begin{") == text.count("\\end{") == 1
-        bare = re.sub(r"\\[{}]", "", text)
-        assert bare.count("{") == bare.count("}")
-        assert text.count("\\noindent ") == text.count("\\par\n") == len(table.notes)
-        assert text.isascii()
-
-
-def test_latex_escapes():
-    escaped = rendering._latex_escaped("a_b %&#{}~^\\$ ± – −1 <x>\nΔ†×")
-    assert escaped == (
-        r"a\_b \%\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$ "
-        r"$\pm$ -- $-$1 $<$x$>$ $\Delta$$\dagger$$\times$"
-    )
-
-
-def test_markdown_escapes():
-    table = rendering.Table([["a|b", "c"], ["self_distillation", "p < 0.05"]], ["<b>*x*`\\\n| y"])
-    assert rendering.markdown(table).splitlines() == [
-        r"| a\|b              | c        |",
-        "| ----------------- | -------- |",
-        "| self_distillation | p < 0.05 |",
-        "",
-        r"- \<b>\*x\*\`\\ \| y",
-    ]
 
 
 def test_labels_are_unique(tmp_path):
@@ -456,29 +265,6 @@ def test_labels_are_unique(tmp_path):
         "digits (z)",
         "dtd",
     ]
-
-
-def test_write(tmp_path):
-    """One work directory: its figures; several: a column each. No temporary file stays."""
-    a = saved(tmp_path / "a", results([*PLAIN, *scores("mars", 51.0, 55.0, 62.0)]))
-    b = saved(tmp_path / "b", results(PLAIN, name="größe_大\udce4"))
-    for workdirs, heads in (([a], "Δ to finetune"), ([b, a], "digits, accuracy (%)")):
-        text = rendering.write(workdirs, tmp_path / "new" / "out")
-        out = {path.name: path for path in (tmp_path / "new" / "out").iterdir()}
-        assert sorted(out) == ["table.csv", "table.md", "table.tex"]
-        assert heads in text.splitlines()[0]
-        if workdirs == [a]:
-            assert out["table.md"].read_text(encoding="utf-8") == text
-    runs = comparison.open_runs([b, a])
-    told = text.encode(errors="backslashreplace")
-    assert out["table.md"].read_bytes() == told
-    assert rendering.latex(rendering.table(runs)).encode(errors="backslashreplace") == (
-        out["table.tex"].read_bytes()
-    )
-    assert len(out["table.csv"].read_text(encoding="utf-8").splitlines()) == 4
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="name a folder to write to"):
-        rendering.write([a], tmp_path / "file")
 
 
 @pytest.mark.parametrize(

