@@ -17,7 +17,7 @@ Where do I find ...
     all of it put together                  experiment.py
     settings chosen on the validation part  tuning.py
     results.json, and cells that fail       results.py
-    tables: statistics, formats             comparison.py, rendering.py
+    tables: statistics, formats             comparison.py, table_notes.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types and ranges: settings.py)
     devices, jit and pmap                   parallel.py, nowhere else
