@@ -1,10 +1,11 @@
 """Schedule, parameter masks and AdamW, from plain arguments or from a recipe."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sdfp.settings import Recipe
@@ -63,6 +64,26 @@ def adamw(
         optax.add_decayed_weights(weight_decay, lambda params: other_mask(params, undecayed)),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def anchored(params: Any, held: Callable[[str], bool]) -> Any:
+    """Copies of the encoder's parameters that an optimiser recalls, for its state.
+
+    Args:
+        params: {"encoder", "head"} as the optimiser's `init` gets them.
+        held: of a parameter's name (last part of the path) whether it is kept.
+
+    Returns:
+        Like `params`, with optax.MaskedNode for the head and for what is not kept.
+    """
+
+    def copied(path, param):
+        if path[0].key == "head" or not held(path[-1].key):
+            return optax.MaskedNode()
+        # A copy: training donates the parameters' own buffers.
+        return jnp.array(param, copy=True)
+
+    return jax.tree_util.tree_map_with_path(copied, params)
 
 
 def freeze_and_clip(frozen: Collection[str], clip_norm: float) -> optax.GradientTransformation:

@@ -99,8 +99,8 @@ def _on_test(runs: Sequence[Run], subject: str) -> Iterator[str]:
             f"pre-training seed (n = {_range(x.pretrain_seeds for _, x, _ in welch)}) and of "
             f"{PLAIN}'s values (n = {_range(values)})"
         )
-    once = ", ".join(name for line, name in pairs if line.pretrains)
-    hidden = f" The variance of the pre-training stages is not in p of {once}." if once else ""
+    once = any(line.pretrains for line, _ in pairs)
+    hidden = " The variance of the pre-training stages is not in the paired one." if once else ""
     if how:
         yield (
             f"{subject}: two-sided t-test against {PLAIN}, {'; '.join(how)}; it is weak evidence, "

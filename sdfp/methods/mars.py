@@ -56,13 +56,7 @@ def projection(recipe: Recipe, settings: Settings) -> optax.GradientTransformati
     covered = COVERED - {*recipe.frozen}
 
     def init(params):
-        def centre(path, param):
-            if path[0].key == "head" or path[-1].key not in covered:
-                return optax.MaskedNode()
-            # A copy: training donates the parameters' own buffers.
-            return jnp.array(param, copy=True)
-
-        return ProjectionState(jax.tree_util.tree_map_with_path(centre, params))
+        return ProjectionState(optim.anchored(params, covered.__contains__))
 
     def update(updates, state, params=None):
         def bounded(path, change, param, anchor):

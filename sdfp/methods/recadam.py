@@ -66,7 +66,8 @@ def scale_by_recadam(recipe: Recipe, settings: Settings) -> optax.GradientTransf
 
     def init(params):
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-        return RecAdamState(jnp.zeros((), jnp.int32), zeros(), zeros(), _anchor(params, recipe))
+        anchor = optim.anchored(params, lambda name: name not in recipe.frozen)
+        return RecAdamState(jnp.zeros((), jnp.int32), zeros(), zeros(), anchor)
 
     def update(updates, state, params=None):
         t = state.count + 1
@@ -109,16 +110,6 @@ def task_weight(settings: Settings, step) -> jax.Array:
     if settings.schedule == "linear":
         return jnp.minimum(1.0, step / settings.midpoint)
     return jnp.ones_like(step)
-
-
-def _anchor(params, recipe: Recipe):
-    def copied(path, param):
-        if path[0].key == "head" or path[-1].key in recipe.frozen:
-            return optax.MaskedNode()
-        # A copy: training donates the parameters' own buffers.
-        return jnp.array(param, copy=True)
-
-    return jax.tree_util.tree_map_with_path(copied, params)
 
 
 def _average(average, value, decay: float):
