@@ -3,18 +3,15 @@ device_worker_methods.py. They take the real path, from a config to a work direc
 
 import contextlib
 import csv
-import functools
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import training
 from PIL import Image
 
 from sdfp import config, experiment, stages
-from sdfp.data import pixels
 from sdfp.methods.registry import METHODS
 from sdfp.train import loop
 
@@ -81,17 +78,9 @@ def tiny(backbone: str, data: Path, *rows: str, steps: int = STEPS) -> Any:
     return made
 
 
-prepare_of_pixels = functools.cache(pixels.make_prepare)
-
-
 def run(made: Any, workdir: Path, wish: experiment.Wish = experiment.CONFIG_ONLY) -> dict[str, Any]:
-    """`experiment.run`, but a cell that fails is an error.
-
-    A data set that is loaded again has another function to prepare its images, for which all would
-    be compiled again: here one serves all runs, as it serves all rows of a single run.
-    """
-    with mock.patch.object(pixels, "make_prepare", prepare_of_pixels):
-        results = experiment.run(made, workdir, wish)
+    """`experiment.run`, but a cell that fails is an error."""
+    results = experiment.run(made, workdir, wish)
     experiment.check(results)
     return results
 

@@ -1,5 +1,6 @@
 """Between stored pixels, uint8, and a model's input, normalised float32."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,8 +18,13 @@ def make_prepare(mean: Sequence[float], std: Sequence[float], image_size: int) -
     as PIL does in decode.py: bilinear, averaging when it shrinks, to whole pixel values.
     `augment` is static: True flips each image left to right with probability 1/2, drawn from
     (key, batch["index"]), so that neither the place in the batch nor the number of devices
-    changes it.
+    changes it. The same arguments give the same function, and so the same compiled program.
     """
+    return _make_prepare(tuple(mean), tuple(std), image_size)
+
+
+@functools.cache
+def _make_prepare(mean: tuple, std: tuple, image_size: int) -> Callable:
     mean_, std_ = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
 
     def prepare(batch: Batch, key: Key, augment: bool) -> Batch:
