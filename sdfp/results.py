@@ -30,7 +30,11 @@ class Results:
         that it will come to."""
         context = self.context
         entries, records = self.entries, list(context.records.values())
+        tuning = self.tuning
         if not complete:
+            earlier = self.earlier.get("tuning", {})
+            awaited = {k: v for k, v in earlier.items() if k in context.settings.methods}
+            tuning = {**awaited, **tuning}
             entries = entries + [e for e in self.earlier.get("results", ()) if self._awaited(e)]
             names = context.records.keys()
             records += [r for r in self.earlier.get("stages", ()) if r["name"] not in names]
@@ -44,7 +48,7 @@ class Results:
             **context.facts,
             "init": self.init,
             "stages": records,
-            "tuning": self.tuning,
+            "tuning": tuning,
             "results": entries,
             "failed": self.failed,
             "summary": report.summary(entries),
@@ -52,14 +56,22 @@ class Results:
         checkpoint.write_json(context.place.workdir / "results.json", results)
         return results
 
-    def _awaited(self, entry: dict[str, Any]) -> bool:
+    def _awaited(self, earlier: dict[str, Any]) -> bool:
         """Whether an earlier entry is of a cell of this run that has not been reached."""
-        settings, cell = self.context.settings, entry["stage"]
-        return (
-            entry["method"] in settings.methods
-            and entry["seed"] in settings.seeds
-            and cell not in {new["stage"] for new in self.entries}
-        )
+        settings = self.context.settings
+        if (
+            earlier["method"] not in settings.methods
+            or earlier["seed"] not in settings.seeds
+            or earlier["split"] != settings.evaluate_on
+        ):
+            return False
+        for new in [*self.entries, *self.failed]:
+            if new["method"] == earlier["method"]:
+                same_start = new["pretrain_seed"] == earlier.get("pretrain_seed")
+                same_cell = same_start and new["seed"] in (earlier["seed"], None)
+                if same_cell or new["varied"] != earlier.get("varied", {}):
+                    return False
+        return True
 
     def attempt(
         self, row: Row, seed: int | None, run: Callable[[], Any], failed: list | None = None

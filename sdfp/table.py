@@ -88,7 +88,7 @@ def _check(given: argparse.Namespace, overrides: Sequence[str]) -> None:
     of_run = ("config", "methods", "seeds", "workdir", "tune", "pretrain_seeds", "list")
     if given.joined:
         for name in of_run:
-            if getattr(given, name):
+            if getattr(given, name) != _parser().get_default(name):
                 raise UserError(f"--from joins what is there; leave --{name} out")
         if overrides:
             raise UserError(f"--from joins what is there; leave {overrides[0]} out")

@@ -36,8 +36,9 @@ def choose(results: Results, candidates: list[Row], init_params: Params) -> Row 
         "chosen": chosen,
     }
     if chosen is None:
-        error = f"all candidates failed, the first: {failed[0]['error']}"
-        results.failed.append({**failed[0], "varied": {}, "seed": None, "error": error})
+        first = next((failure for failure in failed if failure["ours"]), failed[0])
+        error = f"all candidates failed, one of them: {first['error']}"
+        results.failed.append({**first, "varied": {}, "seed": None, "error": error})
         return None
     # A candidate's own mistake is in its errors; one of ours must not pass unseen.
     results.failed += [failure for failure in failed if failure["ours"]]

@@ -1,19 +1,17 @@
-"""Rows, their stages by name, what is listed, and the grid of --tune. Nothing is trained."""
+"""Rows, their stages by name, and what is listed of them. Nothing is trained."""
 
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from sdfp import algorithm, checkpoint, config, experiment, listing, optim, preflight, rows
-from sdfp.methods import combination, kd, label_smoothing, mars, r3f
-from sdfp.methods.interface import Method, NoSettings
+from sdfp.methods import combination, kd, label_smoothing, mars
+from sdfp.methods.interface import Method
 from sdfp.methods.registry import METHODS
 from sdfp.rows import Row
-from sdfp.settings import choice, number
 from sdfp.types import UserError
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
@@ -83,17 +81,25 @@ def test_a_value_that_is_the_configs_is_not_varied():
     (candidates,) = expand("mars", grid=grid)
     assert [dict(row.varied) for row in candidates] == [
         {"mars.radius": 0.5},
-        {"mars.radius": 0.5, "mars.head_radius": 2.0},
         {},
+        {"mars.head_radius": 2.0, "mars.radius": 0.5},
         {"mars.head_radius": 2.0},
     ]
     assert [row.finetuning_stage(3) for row in candidates] == [
         "finetune/mars@radius=0.5/seed_3",
-        "finetune/mars@radius=0.5,head_radius=2.0/seed_3",
         "finetune/mars/seed_3",
+        "finetune/mars@head_radius=2.0,radius=0.5/seed_3",
         "finetune/mars@head_radius=2.0/seed_3",
     ]
-    assert candidates[2] == Row("mars", settings("mars"))
+    assert candidates[1] == Row("mars", settings("mars"))
+
+
+def test_the_order_on_the_command_line_names_no_other_folder():
+    grid = {"mars.radius": (0.5, 1.0), "mars.head_radius": (2.0, 3.0)}
+    turned = {key: grid[key] for key in reversed(grid)}
+    (first,), (second,) = expand("mars", grid=grid), expand("mars", grid=turned)
+    name = lambda candidates: {one.finetuning_stage(0) for one in candidates}
+    assert name(first) == name(second)
 
 
 def test_the_grid_reaches_the_optimiser_of_a_combined_row():
@@ -106,7 +112,6 @@ def test_the_grid_reaches_the_optimiser_of_a_combined_row():
 
 
 def test_a_grid_for_no_row_is_refused():
-    assert list(parse_grid("mars.radius=1,2", "r3f.noise=uniform")) == ["mars.radius", "r3f.noise"]
     line = refused(expand, "finetune", "mars", grid={"recadam.penalty": (1.0,)})
     assert line == "--tune recadam.penalty: no row of config.methods has recadam"
 
@@ -152,19 +157,36 @@ def test_values_make_one_folder(value):
     assert not set(second) & set("/\\:*? ")
 
 
-# BUG (rows._tag): where both parts have a key of the same name, two candidates get one folder,
-# and the second is refused as "made with other settings". Fails until the part's name is told.
 def test_no_two_candidates_share_a_folder():
     grid = {"weight_matching_l2.weight": (1.0, 2.0), "r3f.weight": (1.0, 2.0)}
     (candidates,) = expand("weight_matching_l2+r3f", grid=grid)
     assert len({candidate.finetuning_stage(0) for candidate in candidates}) == 4
 
 
-# BUG (Row.masked_stage): a setting of the fine-tuning is in the masked stage's name, too, so that
-# one student is trained for every candidate although it is the same one each time.
 def test_settings_of_the_fine_tuning_leave_masked_stages_shared():
     tuned = row("self_distillation+label_smoothing", grid={"label_smoothing.alpha": (0.2,)})
-    assert list(rows.planned(tuned, (0,)))[:2] == ["further_pretrain", "self_distill_1"]
+    assert list(rows.planned(tuned, (0,))) == [
+        "further_pretrain",
+        "self_distill_1",
+        "finetune/self_distillation+label_smoothing@label_smoothing.alpha=0.2/seed_0",
+    ]
+    grid = {"self_distillation.masked_weight": (2.0,), "label_smoothing.alpha": (0.2,)}
+    both = row("self_distillation+label_smoothing", grid=grid).repeated(1)
+    assert list(rows.planned(both, (0,)))[:2] == [
+        "further_pretrain@pretrain_seed=1",
+        "self_distill_1@masked_weight=2.0,pretrain_seed=1",
+    ]
+
+
+def test_rounds_share_the_students_that_they_have_in_common():
+    grid = {"self_distillation.rounds": (1, 3)}
+    parsed = settings("self_distillation")
+    assert list(plan(parsed, grid)) == [
+        *("pretrain", "further_pretrain", "self_distill_1"),
+        "finetune/self_distillation/seed_0",
+        *("self_distill_2", "self_distill_3"),
+        "finetune/self_distillation@rounds=3/seed_0",
+    ]
 
 
 def test_what_pretrains():
@@ -185,8 +207,9 @@ def test_untaught():
     assert dict(without.varied) == {"mars.radius": 0.5}
     assert without.settings.seed == 1
     assert list(rows.planned(joined, (7,)))[1:] == [
-        "finetune/further_pretrain+mars@radius=0.5,pretrain_seed=1/seed_7",
-        "finetune/further_pretrain+self_kd+mars@alpha=0.25,radius=0.5,pretrain_seed=1/seed_7",
+        "finetune/further_pretrain+mars@mars.radius=0.5,pretrain_seed=1/seed_7",
+        "finetune/further_pretrain+self_kd+mars@mars.radius=0.5,self_kd.alpha=0.25,"
+        "pretrain_seed=1/seed_7",
     ]
 
 
@@ -204,8 +227,8 @@ def test_the_larger_teacher_is_one_for_all_that_does_not_change_it():
     assert list(rows.planned(deeper, (0, 1))) == [
         "teacher/pretrain@depth=3",  # as the student starts: from the photos
         "teacher/finetune@depth=3",
-        "finetune/kd@depth=3,alpha=0.25/seed_0",
-        "finetune/kd@depth=3,alpha=0.25/seed_1",
+        "finetune/kd@alpha=0.25,depth=3/seed_0",
+        "finetune/kd@alpha=0.25,depth=3/seed_1",
     ]
     scratch = row("kd", "--config.init.kind=scratch")
     assert list(rows.planned(scratch, (0,))) == ["teacher/finetune", "finetune/kd/seed_0"]
@@ -216,24 +239,31 @@ TEACHER = {"kd": ["teacher/pretrain", "teacher/finetune"], "self_kd": ["finetune
 
 @pytest.mark.parametrize("name", METHODS)
 def test_planned_is_what_the_method_asks_for(name):
-    """Every registered one; its own stages are told by weights or identity, as trained."""
-    asked, parsed = {}, settings(name, overrides=["--config.stages.self_distill.steps=9"])
+    """Every registered one: the known part of its stages' identities, as it will be told."""
+    overrides = ["--config.stages.self_distill.steps=9", "--config.seed=3"]
+    asked, parsed = {}, settings(name, overrides=overrides)
 
-    def fit(stage, loss_fn, params, *, recipe=None, times=1, **options):
-        of = getattr(parsed.stages, recipe or stage)
-        asked[stage] = dataclasses.replace(of, steps=times * of.steps)
+    def known(recipe, seed, **more):
+        return {"recipe": dataclasses.asdict(recipe), "seed": seed, **more}
+
+    def fit(stage, loss_fn, params, *, recipe=None, times=1, weights=(), identity=(), **_):
+        of = rows.repeat(getattr(parsed.stages, recipe or stage), times)
+        asked[stage] = known(of, 3, weights=dict(weights), **dict(identity))
         return {"encoder": stage, "decoder": stage}
 
     nothing = {"encoder": None, "decoder": None}
     METHODS[name].pretrain(nothing, backbone=None, fit=fit, settings=parsed.method[name])
     ((first,),) = rows.expand(parsed, {})
-    planned = rows.planned(first, (0,))
-    assert list(planned) == [*asked, *TEACHER.get(name, []), f"finetune/{name}/seed_0"]
-    for stage, recipe in asked.items():
-        assert planned[stage] == recipe
-    for stage in set(planned) - set(asked):
+    planned, last = rows.planned(first, (0,)), f"finetune/{name}/seed_0"
+    assert list(planned) == [*asked, *TEACHER.get(name, []), last]
+    for stage, expected in asked.items():
+        assert planned.pop(stage) == expected
+    own = combination.finetuning_identity(name, parsed.method)
+    assert planned.pop(last) == known(parsed.stages.finetune, 0, **({"method": own} if own else {}))
+    for stage, found in planned.items():
         kind = "pretrain" if stage == "teacher/pretrain" else "finetune"
-        assert planned[stage] == getattr(parsed.stages, kind)
+        seed = 3 if stage.startswith("teacher/") else 0
+        assert found == known(getattr(parsed.stages, kind), seed)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +376,7 @@ WEIGHTS = ["--config.init.kind=weights", "--config.init.weights=a/b"]
 
 @pytest.mark.usefixtures("no_data")
 def test_what_a_larger_teacher_starts_from(tmp_path):
-    kind = lambda weights, *overrides: rows.teacher_kind(settings(overrides=overrides), weights)
+    kind = lambda weights, *more: rows.teacher_kind(settings(overrides=more), weights, 0)
     assert (kind(""), kind("", "--config.init.kind=scratch")) == ("pretrain", "scratch")
     assert kind("c/d") == kind("c/d", *WEIGHTS) == "weights"
     line = refused(kind, "", *WEIGHTS)
@@ -354,7 +384,12 @@ def test_what_a_larger_teacher_starts_from(tmp_path):
     values = config.read(CONFIG, [*WEIGHTS, "--config.methods=finetune,kd"])
     assert refused(experiment.run, values, tmp_path / "work") == line
     assert not (tmp_path / "work").exists()
-    assert expand("kd", overrides=[*WEIGHTS, "--config.method.kd.weights=c/d"])
+    values = [*WEIGHTS, "--config.method.kd.weights=c/d"]
+    assert expand("kd", overrides=values)
+    # Its depth is in the weights: another one would say nothing.
+    line = refused(expand, "kd", overrides=[*values, "--config.method.kd.depth=3"])
+    assert line.startswith("config.method.kd.depth: 3 would not be read, the weights (c/d) ")
+    assert rows.teacher_kind(settings(), "", 3) == "pretrain"
 
 
 @pytest.mark.usefixtures("no_data")
@@ -367,32 +402,47 @@ def test_a_given_teacher_that_is_missing(tmp_path):
 
 
 def test_states(tmp_path):
-    recipe = settings().stages.finetune
-    assert listing.state(tmp_path / "new", recipe) == "to do"
+    recipe = dataclasses.asdict(settings().stages.finetune)
+    known = {"recipe": recipe, "seed": 0, "method": {"mars": {"radius": 8.0}}}
+    assert listing.state(tmp_path / "new", known) == "to do"
     stage = tmp_path / "finetune/mars/seed_0"
-    flat = {f"recipe.{key}": value for key, value in dataclasses.asdict(recipe).items()}
-    checkpoint.write_json(stage / "identity.json", {**flat, "seed": 0, "recipe.no_decay": ["bias"]})
-    changed = "made with another recipe (no_decay): would be refused"
-    assert listing.state(stage, recipe) == changed
+    flat = {f"recipe.{key}": value for key, value in recipe.items()}
+    flat |= {"seed": 0, "method.mars.radius": 8.0, "init": "not known before it is read"}
+    checkpoint.write_json(stage / "identity.json", {**flat, "recipe.no_decay": ["bias"]})
+    told = listing.state(stage, known)
+    assert told.startswith(f"refused: {stage} was made with other settings: recipe.no_decay (['b")
     # Tuples are lists in a file: that is no change.
-    checkpoint.write_json(stage / "identity.json", {**flat, "seed": 0})
-    assert listing.state(stage, recipe) == "to do"
+    checkpoint.write_json(stage / "identity.json", flat)
+    assert listing.state(stage, known) == "to do"
     tree, facts = {"a": np.ones(2, np.float32)}, {"seconds": 1.0}
     checkpoint.save_step(stage, 4, tree, facts)
-    assert listing.state(stage, recipe) == "interrupted after step 4"
+    assert listing.state(stage, known) == "interrupted after step 4"
     (stage / "step_000000006" / "arrays").mkdir(parents=True)  # killed while it was saved
-    assert listing.state(stage, recipe) == "interrupted after step 4"
+    assert listing.state(stage, known) == "interrupted after step 4"
     checkpoint.save(stage / "final", tree, facts)
-    assert listing.state(stage, recipe) == "there"
-    other = dataclasses.replace(recipe, steps=9, learning_rate=0.5)
-    changed = "made with another recipe (steps, learning_rate): would be refused"
-    assert listing.state(stage, other) == changed
+    assert listing.state(stage, known) == "there"
+    others = {
+        "seed (0 there, 1 now)": {**known, "seed": 1},
+        "method.mars.radius (8.0 there, 2.0 now)": {**known, "method": {"mars": {"radius": 2.0}}},
+        "features (None there, all now)": {**known, "features": "all"},
+        "recipe.learning_rate (0.001 there, 0.5 now), recipe.steps (8 there, 9 now)": {
+            **known,
+            "recipe": {**recipe, "steps": 9, "learning_rate": 0.5},
+        },
+    }
+    for told, other in others.items():
+        line = f"refused: {stage} was made with other settings: {told}. Use another --workdir, "
+        assert listing.state(stage, other).startswith(line)
+
+
+def plan(parsed, grid=None, pretrain_seeds=1):
+    return rows.plan(parsed, rows.expand(parsed, grid or {}), pretrain_seeds)
 
 
 def test_listing_of_a_whole_config(tmp_path):
     parsed = settings("finetune", "further_pretrain", "self_distillation", "self_kd")
     parsed = dataclasses.replace(parsed, seeds=(0, 1))
-    found = listing.stages(parsed, {}, 1)
+    found = plan(parsed)
     tuned = lambda name: [f"finetune/{name}/seed_{seed}" for seed in (0, 1)]
     assert list(found) == [
         *("pretrain", *tuned("finetune")),
@@ -410,13 +460,13 @@ def test_listing_of_a_whole_config(tmp_path):
     assert set(states.values()) == {"to do"}
     assert last == "1 of 11 stages there; 80 steps to do at most"
     scratch = settings("finetune", overrides=["--config.init.kind=scratch"])
-    assert list(listing.stages(scratch, {}, 1)) == ["finetune/finetune/seed_0"]
+    assert list(plan(scratch)) == ["finetune/finetune/seed_0"]
 
 
 def test_listing_of_repeats_and_candidates():
     grid = {"self_distillation.masked_weight": (0.5, 1.0)}
     parsed = settings("finetune", "further_pretrain", "self_distillation")
-    assert list(listing.stages(parsed, grid, 2)) == [
+    assert list(plan(parsed, grid, 2)) == [
         "pretrain",
         "finetune/finetune/seed_0",
         "further_pretrain",
@@ -429,72 +479,6 @@ def test_listing_of_repeats_and_candidates():
         "self_distill_1",
         "finetune/self_distillation/seed_0",
     ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Every:
-    TEACHER_ONLY: ClassVar = ("text",)
-    whole: int = number(1, 9)
-    real: float = number(above=0, below=1)
-    switch: bool
-    text: str
-    kind: str = choice("one", "two")
-
-
-KNOWN = {"every": Every, "nothing": NoSettings, "mars": mars.Settings, "r3f": r3f.Settings}
-
-
-def parse_grid(*texts):
-    return config.parse_grid(texts, KNOWN)
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("every.whole=3,1", (3, 1)),
-        ("every.real=1e-3,0.5", (1e-3, 0.5)),
-        ("mars.radius=8", (8.0,)),
-        ("every.switch=true,False", (True, False)),
-        ("every.text=a,/b/c=d", ("a", "/b/c=d")),
-        ("every.kind=two,one", ("two", "one")),
-    ],
-)
-def test_grid(text, values):
-    (found,) = parse_grid(text).values()
-    assert found == values
-    assert [type(value) for value in found] == [type(value) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("mars.radus=1", '--tune mars.radus: no such setting. Did you mean "mars.radius"?'),
-        ("radius=1", '--tune radius: no such setting. Did you mean "mars.radius"?'),
-        ("nothing.at=1", "--tune nothing.at: no such setting."),
-        ("mars=1", "--tune mars: no such setting."),
-        ("every.TEACHER_ONLY=text", "--tune every.TEACHER_ONLY: no such setting."),
-        ("every.whole=1,2.5", "--tune every.whole: int is expected; got '2.5'"),
-        ("every.whole=0", "--tune every.whole: must be at least 1; got 0"),
-        ("every.whole=10", "--tune every.whole: must be at most 9; got 10"),
-        ("every.real=0.1,1", "--tune every.real: must be below 1; got 1.0"),
-        ("every.real=0", "--tune every.real: must be above 0; got 0.0"),
-        ("every.real=nan", "--tune every.real: a finite number is expected; got nan"),
-        ("every.real=x", "--tune every.real: float is expected; got 'x'"),
-        ("every.switch=1", "--tune every.switch: bool is expected; got '1'"),
-        ("every.kind=tow", "--tune every.kind: 'tow' is none of one, two. Did you mean \"two\"?"),
-        ("every.real=", "--tune every.real: float is expected; got ''"),
-        ("every.real", "--tune every.real: float is expected; got ''"),
-        ("every.real=0.1,", "--tune every.real: float is expected; got ''"),
-        ("every.real=0.5,0.50", "--tune every.real: give each value once; got 0.5,0.50"),
-    ],
-)
-def test_grid_mistakes(text, line):
-    assert refused(parse_grid, text).startswith(line)
-
-
-# BUG (config.parse_grid): the second silently takes the first one's place.
-def test_a_setting_that_is_given_twice():
-    assert refused(parse_grid, "mars.radius=1", "mars.radius=2").startswith("--tune mars.radius: ")
 
 
 def test_settings_that_exclude_each_other():

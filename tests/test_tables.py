@@ -1,54 +1,41 @@
 """The table command: real runs with a tiny model, repeated, extended, killed, tuned, refused."""
 
 import csv
-import functools
-import hashlib
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
+from table_runs import (
+    ARGUMENTS,
+    ROOT,
+    bug,
+    interrupt,
+    lines,
+    make,
+    nan,
+    new_stages,
+    note,
+    records,
+    results,
+    snapshot,
+    told,
+    watch,
+)
 
-from sdfp import checkpoint, export, stages, table
-from sdfp.data import pixels
+from sdfp import checkpoint, export, table
 from sdfp.train import evaluation, loop
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "tests" / "tiny_config.py"
-STAGES = ("further_pretrain", "self_distill", "finetune")
-
-# From scratch, without pictures and events, and with one program for each loss in all of this
-# file: compiling is nearly all of its time. The rate is high so that rows differ.
-QUICK = [
-    *("init.kind=scratch", "run.pictures=0", "run.tensorboard=false", "run.eval_batch_size=400"),
-    *("run.log_every=4", "run.steps_per_call=2", "data.validation_fraction=0.2"),
-    *(f"stages.{stage}.steps=4" for stage in STAGES),
-    *("stages.finetune.augment=false", "stages.finetune.learning_rate=1e-2"),
-    "method.mars.radius=0.2",
-]
-ARGUMENTS = ["--config", str(CONFIG), *(f"--config.{override}" for override in QUICK)]
 METHODS = "finetune,mars,further_pretrain,further_pretrain+mars"
 NAMES = METHODS.split(",")
 ALL = ("--methods", METHODS, "--seeds", "2")
 FINETUNED = [f"finetune/{name}/seed_{seed}" for name in NAMES for seed in (0, 1)]
-
-
-def make(workdir, *arguments) -> int:
-    return table.main([*ARGUMENTS, "--workdir", str(workdir), *arguments])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    """Runs of this process share compiled programs: one function prepares images for all."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pixels, "make_prepare", functools.cache(pixels.make_prepare))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,42 +52,6 @@ def workdir(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "work")
 
 
-def results(workdir):
-    return json.loads((workdir / "results.json").read_text())
-
-
-def records(workdir):
-    return {record["name"]: record for record in results(workdir)["stages"]}
-
-
-def lines(workdir):
-    with (workdir / "table.csv").open(newline="") as file:
-        return {line["method"]: line for line in csv.DictReader(file)}
-
-
-def snapshot(workdir):
-    """Every file, with what is in it and when it was written."""
-    files = [path for path in workdir.rglob("*") if path.is_file()]
-    told = lambda path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
-    return {path.relative_to(workdir).as_posix(): told(path) for path in files}
-
-
-def new_stages(workdir, before):
-    """The stages that were trained since; what was there is as it was."""
-    after, end = snapshot(workdir), "/final/manifest.json"
-    assert all(after[path] == before[path] for path in before if path.startswith("stages/"))
-    made = [path for path in after if path not in before and path.endswith(end)]
-    return {path.removeprefix("stages/").removesuffix(end) for path in made}
-
-
-def told(capsys) -> str:
-    """The one line of a table that was refused or in part failed."""
-    line, *others = capsys.readouterr().err.splitlines()
-    assert others == []
-    assert line.startswith("sdfp: ")
-    return line.removeprefix("sdfp: ")
-
-
 @pytest.fixture
 def broken():
     """Stage name -> what is made of it in the stage's place."""
@@ -110,26 +61,7 @@ def broken():
 @pytest.fixture
 def trained(monkeypatch, broken):
     """The stages that are run or read, in their order."""
-    seen = []
-
-    def run_stage(stage, place, run=stages.run_stage):
-        seen.append(stage.name)
-        return run(broken.get(stage.name, lambda stage: stage)(stage), place)
-
-    monkeypatch.setattr(stages, "run_stage", run_stage)
-    return seen
-
-
-def nan(stage):
-    return stage._replace(loss_fn=nan_loss)
-
-
-def nan_loss(params, frozen, batch, key):
-    return {"cross_entropy": jnp.nan * batch["weight"]}
-
-
-def bug(stage):
-    raise ZeroDivisionError(f"of ours, in {stage.name}")
+    return watch(monkeypatch, broken)
 
 
 def test_a_table_is_written(finished):
@@ -181,29 +113,40 @@ def test_the_same_again_trains_nothing(workdir, monkeypatch, capsys):
     assert said.endswith(f"tables: {workdir / 'table.md'}, table.csv, table.tex\n")
 
 
-def test_more_rows_and_seeds_train_only_these(workdir, capsys):
-    """And what a teacher is: of self_kd the same seed's plain row; of kd one for all seeds."""
+def test_more_rows_and_seeds_train_only_these(workdir):
+    """And what a teacher is: of self_kd the same seed's row without it."""
     before = snapshot(workdir)
-    methods = "finetune,self_kd,kd,further_pretrain+self_kd,mars"
+    methods = "finetune,self_kd,further_pretrain+self_kd,mars"
     assert make(workdir, "--methods", methods, "--seeds", "3") == 0
     rows = [f"finetune/{name}/seed_{seed}" for name in methods.split(",") for seed in range(3)]
-    extra = {"teacher/init", "teacher/finetune", "finetune/further_pretrain/seed_2"}
-    assert new_stages(workdir, before) == {*rows, *extra} - {*FINETUNED}
+    extra = "finetune/further_pretrain/seed_2"
+    assert new_stages(workdir, before) == {*rows, extra} - {*FINETUNED}
     assert list(lines(workdir)) == methods.split(",")
     assert {line["n"] for line in lines(workdir).values()} == {"3"}
     found = records(workdir)
-    assert "teacher/finetune: 4 steps of 8" in capsys.readouterr().out
     for seed in range(3):
         learns = lambda name, s=seed: found[f"finetune/{name}/seed_{s}"]["teacher_digest"]
         assert learns("self_kd") == found[f"finetune/finetune/seed_{seed}"]["digest"]
         plain = found[f"finetune/further_pretrain/seed_{seed}"]["digest"]
         assert learns("further_pretrain+self_kd") == plain
-        assert learns("kd") == found["teacher/finetune"]["digest"]
         assert learns("mars") is None
     for entry in results(workdir)["results"]:
-        teacher = {"self_kd": f"finetune/finetune/seed_{entry['seed']}", "kd": "teacher/finetune"}
-        if entry["method"] in teacher:
-            assert entry["stages"] == [teacher[entry["method"]], entry["stage"]]
+        if entry["method"] == "self_kd":
+            teacher = f"finetune/finetune/seed_{entry['seed']}"
+            assert entry["stages"] == [teacher, entry["stage"]]
+
+
+@pytest.mark.slow
+def test_a_larger_teacher_is_one_for_all_seeds(workdir):
+    before = snapshot(workdir)
+    assert make(workdir, "--methods", "finetune,kd", "--seeds", "2") == 0
+    students = {f"finetune/kd/seed_{seed}" for seed in (0, 1)}
+    assert new_stages(workdir, before) == {"teacher/init", "teacher/finetune", *students}
+    found = records(workdir)
+    for name in students:
+        assert found[name]["teacher_digest"] == found["teacher/finetune"]["digest"]
+    for entry in results(workdir)["results"][2:]:
+        assert entry["stages"] == ["teacher/finetune", entry["stage"]]
     deeper, _ = checkpoint.restore(workdir / "stages/teacher/finetune/final")
     assert {len(leaf) for leaf in checkpoint.flatten(deeper["encoder"]["blocks"]).values()} == {2}
 
@@ -222,6 +165,7 @@ sys.exit(table.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow  # interrupted in this process: test_interrupted_half_way
 def test_killed_half_way_and_run_again(finished, workdir, tmp_path):
     """In a middle stage; in the end the same bits and the same table as undisturbed."""
     work, rows = tmp_path / "killed", ["--methods", "finetune,further_pretrain"]
@@ -273,7 +217,7 @@ def test_a_failing_cell(workdir, trained, broken, capsys):
     assert failed.pop("error").startswith(error)
     expected = {"method": "mars", "varied": {}, "pretrain_seed": None, "seed": 0, "ours": False}
     assert failed == expected
-    assert found["complete"] is False
+    assert found["complete"] is True  # there is nothing left to try
     cells = [(entry["method"], entry["seed"]) for entry in found["results"]]
     assert cells == [(name, s) for name in NAMES for s in (0, 1) if (name, s) != ("mars", 0)]
     text = (workdir / "table.md").read_text()
@@ -313,13 +257,72 @@ def test_a_bug_is_told_with_its_traceback(workdir, trained, broken, capsys):
     assert lines(workdir)["mars"]["failed"] == "1"
 
 
-# BUG (table.make): no table is written where every cell failed; the one of an earlier run stays.
 def test_a_table_where_everything_failed(workdir, trained, broken, capsys):
     shutil.rmtree(workdir / "stages/finetune/mars")
     broken["finetune/mars/seed_0"] = nan
     assert make(workdir, "--methods", "mars") == 2
     told(capsys)
-    assert "failed" in (workdir / "table.md").read_text()
+    (row,) = [x for x in (workdir / "table.md").read_text().splitlines() if x.startswith("| mars")]
+    assert " failed " in row
+    assert (results(workdir)["results"], results(workdir)["complete"]) == ([], True)
+
+
+def test_failures_keep_nothing_on_the_devices(workdir, trained, broken, capsys):
+    """Each failed cell would hold its whole training state, if its traceback were kept."""
+    alive = []
+
+    def counted(stage):
+        gc.collect()
+        alive.append(len(jax.live_arrays()))
+        return nan(stage)
+
+    shutil.rmtree(workdir / "stages/finetune/mars")
+    shutil.rmtree(workdir / "stages/finetune/further_pretrain+mars")
+    rows = ("mars", "further_pretrain+mars")
+    broken.update({f"finetune/{name}/seed_{seed}": counted for name in rows for seed in range(3)})
+    assert make(workdir, "--methods", ",".join(rows), "--seeds", "3") == 2
+    assert told(capsys).startswith("6 failed")
+    assert len(alive) == 6
+    assert max(alive[1:]) <= alive[1]
+
+
+def test_interrupted_half_way(workdir, trained, broken, capsys):
+    """What was there of the cells that it did not come to is still there."""
+    before = results(workdir)
+    shutil.rmtree(workdir / "stages/finetune/mars/seed_0")
+    broken["finetune/further_pretrain/seed_0"] = interrupt
+    assert make(workdir, *ALL) == 130
+    assert told(capsys) == "interrupted"
+    assert trained[-1] == "finetune/further_pretrain/seed_0"
+    found = results(workdir)
+    assert found["complete"] is False
+    cell = lambda entry: (entry["stage"], entry["stage_key"], entry["value"], entry["distance"])
+    assert sorted(map(cell, found["results"])) == sorted(map(cell, before["results"]))
+    new, old = ({x["name"]: x for x in of["stages"]} for of in (found, before))
+    assert new.keys() == old.keys()
+    different = [name for name in new if new[name] != old[name]]
+    assert different == ["finetune/mars/seed_0"]  # it took another time
+    assert table.main(["--from", str(workdir), "--out", str(workdir)]) == 0
+    assert "has not been run to its end" in (workdir / "table.md").read_text()
+    assert {line["n"] for line in lines(workdir).values()} == {"2"}
+
+
+def test_interrupted_with_other_rows_and_seeds(workdir, trained, broken):
+    """Nothing of rows and seeds that are not this run's."""
+    shutil.rmtree(workdir / "stages/finetune/finetune/seed_0")
+    broken["finetune/finetune/seed_2"] = interrupt
+    rows = ("--methods", "finetune,further_pretrain", "--config.seeds=(0,2,1)")
+    assert make(workdir, *rows) == 130
+    cells = [(entry["method"], entry["seed"]) for entry in results(workdir)["results"]]
+    assert cells == [(name, seed) for name in ("finetune", "further_pretrain") for seed in (0, 1)]
+
+
+def test_interrupted_on_another_split(workdir, trained, broken):
+    """Scores of the test and of the validation split are not averaged."""
+    shutil.rmtree(workdir / "stages/finetune/finetune/seed_0")
+    broken["finetune/finetune/seed_1"] = interrupt
+    assert make(workdir, *ALL, "--config.evaluate_on=validation") == 130
+    assert {entry["split"] for entry in results(workdir)["results"]} == {"validation"}
 
 
 def test_other_settings_stop_at_once(workdir, trained, capsys):
@@ -328,85 +331,15 @@ def test_other_settings_stop_at_once(workdir, trained, capsys):
     line = told(capsys)
     assert line.startswith(f"{workdir}/stages/finetune/mars/seed_0 was made with other settings: ")
     assert "method.mars.head_radius (16.0 there, 9.0 now)" in line
-    assert trained == [*FINETUNED[:2], "finetune/mars/seed_0"]
-    assert snapshot(workdir) == before
-
-
-GRID = ("--methods", "finetune,mars", "--tune", "mars.radius=0.01,0.2")
-CANDIDATES = ("mars@radius=0.01", "mars")
-
-
-@pytest.fixture(scope="module")
-def tuned(finished, tmp_path_factory):
-    """A copy of `finished` after a search, from which mars was taken before."""
-    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("tuned") / "work")
-    shutil.rmtree(workdir / "stages/finetune/mars")
-    assert make(workdir, *GRID, "--seeds", "2") == 0
-    return workdir
-
-
-# BUG (evaluation.evaluate): nobody makes the folder validation/, so that --tune always fails with
-# FileNotFoundError; this test, the two after it and the ones of `tuned` fail until it does.
-def test_tuning_takes_the_best_on_the_validation_part(tuned):
-    found = results(tuned)
-    tuning, folders = found["tuning"]["mars"], [tuned / "stages/finetune" / n for n in CANDIDATES]
-    read = lambda path: json.loads(path.read_text())["metrics"]["accuracy"]
-    means = []
-    for told, folder, radius in zip(tuning["candidates"], folders, (0.01, 0.2), strict=True):
-        scores = [read(folder / f"seed_{s}/validation/evaluation.json") for s in (0, 1)]
-        means.append(np.mean(scores))
-        assert told == {"settings": {"mars.radius": radius}, "values": scores, "mean": means[-1]}
-    assert (tuning["split"], tuning["metric"]) == ("validation", "accuracy")
-    assert tuning["chosen"] == int(np.argmax(means))
-    assert means[0] != means[1]  # else any choice would do
-    winner, loser = (folders[i] for i in (tuning["chosen"], 1 - tuning["chosen"]))
-    for seed in (0, 1):
-        # The reported split was not looked at for a choice.
-        assert (winner / f"seed_{seed}/evaluation.json").exists()
-        assert not (loser / f"seed_{seed}/evaluation.json").exists()
-        assert not (loser / f"seed_{seed}/predictions.csv").exists()
-    entries = [entry for entry in found["results"] if entry["method"] == "mars"]
-    for seed, entry in enumerate(entries):
-        assert entry["stage"] == f"finetune/{winner.name}/seed_{seed}"
-        assert entry["split"] == "test"
-        assert entry["value"] == read(winner / f"seed_{seed}/evaluation.json")
-    chosen = tuning["candidates"][tuning["chosen"]]["settings"]["mars.radius"]
-    varied = {} if chosen == 0.2 else {"mars.radius": chosen}
-    assert [entry["varied"] for entry in entries] == [varied] * 2
-    name = f"radius={chosen}" if varied else "the config's own"
-    note = f"- Settings chosen for mars: {name} (validation split, 2 candidates)."
-    assert note in (tuned / "table.md").read_text()
-    assert lines(tuned)["mars"]["settings"] == (name if varied else "")
-
-
-def test_tuning_again_trains_nothing(tuned, tmp_path):
-    work = shutil.copytree(tuned, tmp_path / "work")
-    before = snapshot(work)
-    assert make(work, *GRID, "--seeds", "2") == 0
-    assert new_stages(work, before) == set()
-    assert results(work) == results(tuned)
-    # The candidate that is the config's own is the plain row.
-    assert make(work, "--methods", "finetune,mars", "--seeds", "2") == 0
-    assert new_stages(work, before) == set()
-    assert results(work)["tuning"] == {}
-    assert [entry["stage"] for entry in results(work)["results"]] == FINETUNED[:4]
-
-
-def test_a_candidate_that_fails_is_out(workdir, trained, broken, capsys):
-    broken["finetune/mars@radius=0.01/seed_0"] = nan
-    assert make(workdir, *GRID) == 0
-    assert capsys.readouterr().err == ""
-    found = results(workdir)
-    first, second = found["tuning"]["mars"]["candidates"]
-    assert (first["values"], first["mean"]) == ([None], None)
-    assert second["mean"] is not None
-    assert (found["tuning"]["mars"]["chosen"], found["failed"], found["complete"]) == (1, [], True)
-
-
-def test_tuning_needs_a_validation_part(tmp_path, trained, capsys):
-    assert make(tmp_path / "work", *GRID, "--config.data.validation_fraction=0") == 2
-    assert told(capsys).startswith("--tune: there is no validation split; cut one with --config.")
     assert trained == []
+    assert snapshot(workdir) == before
+    # Also where it is a stage of a row that would come last.
+    last = "--config.stages.further_pretrain.steps=5"
+    assert make(workdir, "--methods", "self_kd,further_pretrain", last) == 2
+    line = told(capsys)
+    assert line.startswith(f"{workdir}/stages/further_pretrain was made with other settings: ")
+    assert "recipe.steps (4 there, 5 now)" in line
+    assert (trained, snapshot(workdir)) == ([], before)
 
 
 def test_pretraining_is_repeated(workdir):
@@ -464,18 +397,37 @@ def test_a_given_teacher(finished, tmp_path):
         ({"image_size": 12}, "its input is made otherwise than the data's: image_size"),
     ],
 )
-def test_a_teacher_that_does_not_fit(workdir, tmp_path, capsys, change, line):
-    """A failed cell: other rows go on."""
+def test_a_teacher_that_does_not_fit(workdir, tmp_path, trained, capsys, change, line):
+    """It is read before any training, also of the rows before it."""
     path = workdir / "stages/finetune/mars/seed_0"
     card = json.loads((path / "model.json").read_text())
     block = card["input"] if "image_size" in change else card
     assert block.keys() >= change.keys()
     block.update(change)
     (path / "model.json").write_text(json.dumps(card))
-    assert kd(tmp_path / "other", path) == 2
-    assert f"config.method.kd.teacher={path}: {line}" in told(capsys)
+    work, teacher = tmp_path / "other", f"--config.method.kd.teacher={path}"
+    assert make(work, "--methods", "further_pretrain,kd", teacher) == 2
+    assert told(capsys).startswith(f"config.method.kd.teacher={path}: {line}")
+    assert trained == []
+    assert not (work / "results.json").exists()
 
 
+ABLATIONS = ("distill_only", "prediction_matching", "weight_matching_l2", "weight_matching_mars")
+
+
+def test_ablations_see_what_the_student_sees(workdir, trained, broken):
+    """Its batches, masks and dropout, which come from the seed and the stream."""
+    seen = {}
+    broken.update({name: note(seen) for name in ("self_distill_1", *ABLATIONS)})
+    methods = ",".join(("self_distillation", *ABLATIONS))
+    assert make(workdir, "--methods", methods) == 2
+    assert list(seen) == ["self_distill_1", *ABLATIONS]
+    (drawn,) = {(stage.stream, stage.seed, stage.recipe) for stage in seen.values()}
+    assert drawn[:2] == ("self_distill_1", 0)
+    assert len({id(stage.feed) for stage in seen.values()}) == 1
+
+
+@pytest.mark.slow
 def test_self_distillation_with_label_smoothing(workdir):
     methods = ("self_distillation", "self_distillation+label_smoothing")
     assert make(workdir, "--methods", ",".join(methods)) == 0
@@ -485,8 +437,15 @@ def test_self_distillation_with_label_smoothing(workdir):
     assert plain["init_digest"] == smoothed["init_digest"] == start
     assert plain["digest"] != smoothed["digest"]
     logs = [workdir / f"stages/finetune/{name}/seed_0/metrics.jsonl" for name in methods]
-    losses = [json.loads(log.read_text().splitlines()[-1])["loss"] for log in logs]
-    assert losses[0] != losses[1]
+    assert len({json.loads(log.read_text().splitlines()[-1])["loss"] for log in logs}) == 2
+
+
+def test_r3f_is_in_float32(tmp_path, trained, broken):
+    seen, rows = {}, ("finetune", "r3f")
+    broken.update({f"finetune/{name}/seed_0": note(seen) for name in rows})
+    options = ("--methods", ",".join(rows), "--config.precision=bfloat16")
+    assert make(tmp_path / "work", *options) == 2
+    assert [x.identity["precision"] for x in seen.values()] == ["bfloat16", "float32"]
 
 
 @pytest.mark.slow
@@ -497,6 +456,9 @@ def test_r3f_is_in_float32_whatever_the_others_are(tmp_path, capsys):
     precisions = [json.loads(file.read_text())["precision"] for file in files]
     assert precisions == ["bfloat16", "float32"]
     assert results(work)["precision"] == "bfloat16"
+    assert [entry["precision"] for entry in results(work)["results"]] == precisions
+    told = "- r3f: fine-tuned in float32, the other rows in bfloat16."
+    assert told in (work / "table.md").read_text()
     said = capsys.readouterr().out.splitlines()
     assert said.count("r3f: fine-tuning in float32, as the method needs") == 1
 
@@ -511,8 +473,9 @@ def test_list_changes_nothing(workdir, trained, tmp_path, capsys):
     *said, last = capsys.readouterr().out.splitlines()
     states = dict(line.split(maxsplit=1) for line in said)
     assert list(states) == [*FINETUNED[:4], "further_pretrain", *FINETUNED[4:]]
-    changed = "made with another recipe (steps): would be refused"
-    assert states.pop("further_pretrain") == f"5 steps  {changed}"
+    changed = "was made with other settings: recipe.steps (4 there, 5 now). Use another --workdir,"
+    changed = f"5 steps  refused: {workdir}/stages/further_pretrain {changed}"
+    assert states.pop("further_pretrain").startswith(changed)
     assert states.pop("finetune/mars/seed_1") == "4 steps  interrupted after step 2"
     assert states.pop("finetune/further_pretrain+mars/seed_0") == "4 steps  to do"
     assert set(states.values()) == {"4 steps  there"}
@@ -534,27 +497,3 @@ def test_tables_are_joined(finished, workdir, tmp_path, trained, capsys):
     assert [row["mean"] for row in rows] == expected * 2
     assert (out / "table.md").read_text() in capsys.readouterr().out
     assert (snapshot(finished), trained) == (before, [])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ([], "--config: give a config file, e.g. configs/digits.py; or --from"),
-        (["--from", "a", "--config", CONFIG], "--from joins what is there: give no --config"),
-        (["--from", "a", "--tune", "mars.radius=1"], "--from joins what is there"),
-        (["--from", "/nowhere"], "/nowhere: no results.json there"),
-        ([*ARGUMENTS, "--seeds", "0"], "--seeds: at least 1; got 0"),
-        ([*ARGUMENTS, "--pretrain_seeds", "0"], "--pretrain_seeds: at least 1; got 0"),
-        ([*ARGUMENTS, "--methods", "mrs"], "config.methods: 'mrs' is none of "),
-        ([*ARGUMENTS, "--tune", "mars.radus=1"], "--tune mars.radus: no such setting. Did you"),
-        ([*ARGUMENTS, "--tune", "mars.radius=1"], "--tune mars.radius: no row of config.methods"),
-        ([*ARGUMENTS, "--config.stages.finetune.stepz=1"], "--config.stages.finetune.stepz: no"),
-        # BUG (table.main): sdfp.main takes --noconfig.key, here it is a usage and an exit.
-        ([*ARGUMENTS, "--noconfig.run.tensorbord"], "--config.run.tensorbord: no such key."),
-    ],
-)
-def test_mistakes(tmp_path, monkeypatch, capsys, trained, arguments, line):
-    monkeypatch.chdir(tmp_path)
-    assert table.main([str(argument) for argument in arguments]) == 2
-    assert told(capsys).startswith(line)
-    assert (trained, list(tmp_path.iterdir())) == ([], [])
