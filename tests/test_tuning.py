@@ -218,7 +218,7 @@ def test_a_row_all_of_whose_candidates_fail(workdir, trained, broken, capsys):
     """It is one failure, of the row; the other rows are there."""
     broken.update({f"finetune/{name}/seed_0": nan for name in CANDIDATES})
     assert make(workdir, *GRID, "--seeds", "2") == 2
-    error = f"all candidates failed, the first: {NAN}"
+    error = f"all candidates failed, one of them: {NAN}"
     assert told(capsys).startswith(f"1 failed, the others are in the results; mars: {error}")
     found = results(workdir)
     (failed,) = found["failed"]
