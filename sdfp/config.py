@@ -274,7 +274,7 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
         near = checked.nearest(dot + key, [dot + other for other in sorted(expected)])
         raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
     for key in sorted(expected - given):
-        raise UserError(f"config.{dot}{key}: missing; see {_KEYS}")
+        raise UserError(f"config.{dot}{key}: missing; give its values as in {_KEYS}")
 
 
 def _parse(cls: type, raw: Any, prefix: str):

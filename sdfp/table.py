@@ -10,6 +10,7 @@ The second joins work directories, data sets as columns.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def make(
 
     Args:
         file, overrides: as `config.read` takes them.
-        methods: names joined by commas, or a group of `registry.GROUPS`; None for the config's.
+        methods: names and groups of `registry.GROUPS`, joined by commas; None for the config's.
         seeds: how many fine-tuning seeds, from 0; None for the config's.
 
     Raises:
@@ -44,7 +45,8 @@ def make(
     """
     values = config.read(file, overrides)
     if methods is not None:
-        values.methods = registry.GROUPS.get(methods) or tuple(methods.split(","))
+        names = [registry.GROUPS.get(name, (name,)) for name in methods.split(",")]
+        values.methods = tuple(dict.fromkeys(itertools.chain(*names)))
     if seeds is not None:
         values.seeds = tuple(range(seeds))
     workdir = workdir or Path(f"runs/{values.get('name')}")
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("sdfp.table", __doc__)
     add = parser.add_argument
     add("--config", metavar="FILE[:VARIANT]", help="as of sdfp.main")
-    add("--methods", help=f"{', '.join(registry.GROUPS)}, or a,b,c; a row of two: a+b")
+    add("--methods", help=f"a,b,c of methods and {', '.join(registry.GROUPS)}; a row of two: a+b")
     add("--seeds", type=int, metavar="N", help="fine-tuning seeds 0 to N - 1")
     add("--workdir", type=Path, help="default: runs/<config.name>")
     choice = "choose the value with the best score on the validation part"

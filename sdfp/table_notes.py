@@ -100,7 +100,7 @@ def _on_test(runs: Sequence[Run], subject: str) -> Iterator[str]:
             f"{PLAIN}'s values (n = {_range(values)})"
         )
     once = any(line.pretrains for line, _ in pairs)
-    hidden = " The variance of the pre-training stages is not in the paired one." if once else ""
+    hidden = " A paired test leaves out the variance of the pre-training stages." if once else ""
     if how:
         yield (
             f"{subject}: two-sided t-test against {PLAIN}, {'; '.join(how)}; it is weak evidence, "

@@ -12,8 +12,9 @@ from sdfp.types import Params
 
 
 def choose(results: Results, candidates: list[Row], init_params: Params) -> Row | None:
-    """The candidate with the highest mean over the seeds on the validation part. The reported
-    split is not looked at. A candidate that fails is out; if all do, the row has failed."""
+    """The candidate with the highest mean over the seeds on the validation part, of several the
+    config's own, else the first. The reported split is not looked at. A candidate that fails is
+    out; if all do, the row has failed."""
     metric = results.context.target.data.metric
     told, failed = [], []
     for row in candidates:
@@ -28,7 +29,8 @@ def choose(results: Results, candidates: list[Row], init_params: Params) -> Row 
         failed += failures
     means = [one["mean"] for one in told]
     whole = [mean for mean in means if mean is not None]
-    chosen = means.index(max(whole)) if whole else None
+    best = [i for i, mean in enumerate(means) if whole and mean == max(whole)]
+    chosen = min(best, key=lambda i: bool(candidates[i].varied), default=None)
     results.tuning[candidates[0].name] = {
         "split": "validation",
         "metric": metric,

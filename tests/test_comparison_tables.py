@@ -177,7 +177,7 @@ def test_notes_on_several_pretraining_seeds():
 
 def test_notes_on_what_p_does_not_hold():
     """Of rows that pre-train once; a mixed table tells both tests."""
-    hidden = "The variance of the pre-training stages is not in the paired one."
+    hidden = "A paired test leaves out the variance of the pre-training stages."
     plain = results([*PLAIN, *scores("mars", 51.0, 55.0, 62.0)])
     assert hidden not in notes(single(plain))
     once = scores("self_distillation", 51.0, 55.0, 62.0, pretrain_seed=0)
