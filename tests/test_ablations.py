@@ -198,7 +198,10 @@ draw = jax.jit(lambda index, key: BACKBONE.mask({"index": index}, key))
 
 @pytest.mark.parametrize(
     ("name", "plain"),
-    [("distill_only", plain_distill), ("weight_matching_l2", plain_matching)],
+    [
+        ("distill_only", plain_distill),
+        pytest.param("weight_matching_l2", plain_matching, marks=pytest.mark.slow),
+    ],
 )
 def test_training_is_that_of_a_plain_loop(name, plain):
     """24 steps over 20 images, the last batch of an epoch smaller."""

@@ -79,6 +79,7 @@ def test_vit_cub(tmp_path, real_data):
     assert (counts["train"], counts["test"], results["data"]["classes"]) == (1500, 1389, 50)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_vit_cifar100(tmp_path, real_data):
     """Its images are enlarged within the step, and the label budget is cut."""
@@ -104,6 +105,7 @@ def test_configs_are_whole(file, variant):
     assert settings.stages.finetune.steps == (2 if variant else 10_000)
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_switched(tmp_path):
     """Weights of another image size, two rounds, all tokens, bf16, pmap, micro-batches."""
     backbone = vit_mae.make(tiny_vit.settings(), jnp.float32)

@@ -16,6 +16,9 @@ TERMS = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What device_worker_text.py found: name -> array."""

@@ -109,6 +109,7 @@ def test_the_tokenizer_follows_the_weights_unless_it_is_given():
 # --- whole runs
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_switched(tmp_path):
     """Weights and tokenizer of a folder, two rounds, all tokens, bf16, pmap, micro-batches."""
     for name, start in (("train", 0), ("dev", 60), ("test", 70)):
@@ -194,6 +195,7 @@ def test_chemprot(tmp_path):
     assert {"accuracy", "micro_f1", "macro_f1"} < results["summary"]["finetune"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_acl_arc(tmp_path, real_data):
     """The texts that train and test share are told, and are in results.json."""
@@ -335,6 +337,7 @@ def test_weights_are_not_read_with_a_learnt_tokenizer(folder, tmp_path):
     assert told.startswith("config.data.tokenizer: weights have a tokenizer; give")
 
 
+@pytest.mark.slow
 def test_source_and_target_have_one_tokenizer(folder, tmp_path):
     """Two that are learnt, of one size, number other words."""
     on_disk.write(tmp_path / "source/train.txt", "\n".join(SENTENCES[::-1]) + "\n")
