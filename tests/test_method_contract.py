@@ -239,8 +239,9 @@ def test_devices_change_nothing(spread, row, backbone):
         losses = [line["loss"] for line in metrics(folder / "jit1", stage)]
         assert len(set(losses)) == len(losses) >= worker.STEPS  # a training that moves
         for name, expected in found["jit1"].items():
-            # Of a key's bias the gradient is 0 but for rounding, and so is what it becomes.
+            # Of a key's bias the gradient is 0 but for rounding, which AdamW makes larger.
+            bound = 1e-3 if name.endswith("key/bias") else 1e-5
             size = max(np.abs(expected).max(), 0.1)
             for layout in ("jit2", "pmap2"):
                 far = np.abs(found[layout][name] - expected).max()
-                assert far <= 1e-5 * size, (stage, layout, name)
+                assert far <= bound * size, (stage, layout, name)
