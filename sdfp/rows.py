@@ -45,12 +45,11 @@ class Row(NamedTuple):
         """
         if self.within:
             return self.within + name + self._tag(_short(self.varied))
-        plain = Method().pretrain
-        changes = lambda part, key: (
-            METHODS[part].pretrain != plain
+        counts = lambda part, key: (
+            "pretrain" in combination.changes(part)
             and key not in getattr(METHODS[part].settings, "NOT_IN_STAGES", ())
         )
-        varied = {key: v for key, v in self.varied.items() if own and changes(*key.split("."))}
+        varied = {key: v for key, v in self.varied.items() if own and counts(*key.split("."))}
         return name + self._tag(_short(varied))
 
     def finetuning_stage(self, seed: int) -> str:
@@ -63,15 +62,12 @@ class Row(NamedTuple):
     @property
     def pretrains(self) -> bool:
         """Whether anything comes before fine-tuning, and so depends on the pre-training seed."""
-        plain = Method().pretrain
-        return any(METHODS[part].pretrain != plain for part in combination.parts(self.name))
+        return any("pretrain" in combination.changes(p) for p in combination.parts(self.name))
 
     def untaught(self) -> "Row":
         """The row without the part that brings a teacher."""
-        own = Method()
-        kept = [
-            part for part in combination.parts(self.name) if METHODS[part].teacher == own.teacher
-        ]
+        taught = lambda part: "teacher" in combination.changes(part)
+        kept = [part for part in combination.parts(self.name) if not taught(part)]
         varied = {key: v for key, v in self.varied.items() if key.split(".")[0] in kept}
         return self._replace(name="+".join(kept) or "finetune", varied=varied)
 

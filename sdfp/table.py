@@ -85,12 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(given: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _check(
+    given: argparse.Namespace, overrides: Sequence[str], parser: argparse.ArgumentParser
+) -> None:
     """Refuses what would be ignored."""
     of_run = ("config", "methods", "seeds", "workdir", "tune", "pretrain_seeds", "list")
     if given.joined:
         for name in of_run:
-            if getattr(given, name) != _parser().get_default(name):
+            if getattr(given, name) != parser.get_default(name):
                 raise UserError(f"--from joins what is there; leave --{name} out")
         if overrides:
             raise UserError(f"--from joins what is there; leave {overrides[0]} out")
@@ -109,10 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in arguments if a.startswith(("--config.", "-config.", "--noconfig."))]
-    given = _parser().parse_args([a for a in arguments if a not in overrides])
+    parser = _parser()
+    given = parser.parse_args([a for a in arguments if a not in overrides])
 
     def start() -> None:
-        _check(given, overrides)
+        _check(given, overrides, parser)
         if given.joined:
             join(given.joined, given.out or Path("."))
             return

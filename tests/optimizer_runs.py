@@ -3,6 +3,7 @@ test_mars.py."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import tiny_vit
 import training
 
 from configs import common
+from sdfp import checkpoint
 from sdfp.models import roberta, vit_mae
 
 STEPS = 30
@@ -76,3 +78,15 @@ def history(tx, model):
 def trained(tx, model):
     """Every parameter after the last step."""
     return flat(history(tx, model)[-1][0])
+
+
+def check_resumed(tx, folder):
+    """A third of the steps, then the others from a file: arrays only, and no bit changes."""
+    params, half = PARAMS["vit"], history(tx, "vit")[10]
+    assert all(np.size(x) for x in jax.tree.leaves(half))
+    checkpoint.save(folder / "half", half, {})
+    half, _ = checkpoint.restore(folder / "half", like=(params, tx.init(params)))
+    half = jax.tree.map(jnp.array, half)
+    for gradient in GRADIENTS["vit"][11:]:
+        half = compiled(tx)(*half, gradient)
+    chex.assert_trees_all_equal(jax.device_get(half), history(tx, "vit")[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_vit
 import training
+from fake_fit import Fit
 
 from sdfp import algorithm, parallel
 from sdfp.methods import (
@@ -32,17 +33,6 @@ ROWS = {
 }
 STUDENTS = [name for name in ROWS if name != "further_pretrain_x2"]
 BACKBONE = vit_mae.make(tiny_vit.settings(), jnp.float32)
-
-
-class Fit:
-    """A `fit` that trains nothing and keeps its arguments."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, name, loss, params, **options):
-        self.calls.append({"name": name, "loss": loss, "params": params, **options})
-        return {"encoder": f"encoder of {name}", "decoder": f"decoder of {name}"}
 
 
 def stages(name, backbone, init=None, changed=False):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_vit
+from fake_fit import Fit
 
 from sdfp import algorithm
 from sdfp.models import vit_mae
@@ -18,17 +19,6 @@ KEY = jax.random.key(1)
 @pytest.fixture(scope="module")
 def params():
     return BACKBONE.init(jax.random.key(0))
-
-
-class Fit:
-    """A `fit` that trains nothing and keeps its arguments."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, name, loss, params, **options):
-        self.calls.append({"name": name, "loss": loss, "params": params, **options})
-        return {"encoder": f"encoder of {name}", "decoder": f"decoder of {name}"}
 
 
 def test_further_pretraining_is_one_masked_stage():

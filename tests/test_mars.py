@@ -12,13 +12,14 @@ from optimizer_runs import (
     GRADIENTS,
     MASKED,
     PARAMS,
+    check_resumed,
     compiled,
     flat,
     history,
     trained,
 )
 
-from sdfp import checkpoint, optim
+from sdfp import optim
 from sdfp.methods import mars
 
 SETTINGS = mars.Settings(radius=0.6, head_radius=0.4)
@@ -210,16 +211,7 @@ def test_frozen_parameters_keep_every_bit():
 
 
 def test_the_state_is_arrays_that_a_checkpoint_takes(tmp_path):
-    """Half of the steps, then the other half from the file: no bit changes."""
-    tx, params = mars.make_optimizer(FINETUNE, SETTINGS), PARAMS["vit"]
-    half = history(tx, "vit")[10]
-    assert all(np.size(x) for x in jax.tree.leaves(half))
-    checkpoint.save(tmp_path / "half", half, {})
-    half, _ = checkpoint.restore(tmp_path / "half", like=(params, tx.init(params)))
-    half = jax.tree.map(jnp.array, half)
-    for gradient in GRADIENTS["vit"][11:]:
-        half = compiled(tx)(*half, gradient)
-    chex.assert_trees_all_equal(jax.device_get(half), history(tx, "vit")[-1])
+    check_resumed(mars.make_optimizer(FINETUNE, SETTINGS), tmp_path)
 
 
 def test_one_recipe_is_one_optimiser():

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +14,14 @@ from optimizer_runs import (
     MASKED,
     PARAMS,
     STEPS,
-    compiled,
+    check_resumed,
     flat,
     history,
     trained,
 )
 
 from configs import common
-from sdfp import checkpoint, optim
+from sdfp import optim
 from sdfp.methods import recadam
 from sdfp.types import UserError
 
@@ -159,16 +158,7 @@ def test_the_anchor_is_the_start_bit_for_bit_and_frozen_parameters_stay():
 
 
 def test_the_state_is_arrays_that_a_checkpoint_takes(tmp_path):
-    """Half of the steps, then the other half from the file: no bit changes."""
-    tx, params = recadam.make_optimizer(FINETUNE, SETTINGS), PARAMS["vit"]
-    half = history(tx, "vit")[10]
-    assert all(np.size(x) for x in jax.tree.leaves(half))
-    checkpoint.save(tmp_path / "half", half, {})
-    half, _ = checkpoint.restore(tmp_path / "half", like=(params, tx.init(params)))
-    half = jax.tree.map(jnp.array, half)
-    for gradient in GRADIENTS["vit"][11:]:
-        half = compiled(tx)(*half, gradient)
-    chex.assert_trees_all_equal(jax.device_get(half), history(tx, "vit")[-1])
+    check_resumed(recadam.make_optimizer(FINETUNE, SETTINGS), tmp_path)
 
 
 def test_without_a_penalty_it_is_adamw():

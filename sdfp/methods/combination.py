@@ -18,6 +18,13 @@ def parts(name: str) -> list[str]:
     return name.split("+")
 
 
+def changes(part: str) -> list[str]:
+    """In which fields of `Method`, settings aside, a method differs from plain fine-tuning."""
+    method, plain = METHODS[part], Method()
+    differs = lambda field: getattr(method, field) != getattr(plain, field)
+    return [field for field in Method._fields if field != "settings" and differs(field)]
+
+
 def combine(name: str, settings: Mapping[str, Any]) -> Method:
     """The method that a row's name stands for, its settings filled in.
 
@@ -33,12 +40,7 @@ def combine(name: str, settings: Mapping[str, Any]) -> Method:
     """
     plain, fields, changed_by = Method(), {}, {}
     for part in parts(name):
-        method = METHODS[part]
-        changed = [
-            field
-            for field in Method._fields
-            if field != "settings" and getattr(method, field) != getattr(plain, field)
-        ]
+        method, changed = METHODS[part], changes(part)
         if not changed and part != name:
             raise UserError(f"config.methods: {name}: {part} changes nothing, leave it out")
         for field in changed:
@@ -70,9 +72,9 @@ def _filled(plain: Method) -> Method:
 def finetuning_identity(name: str, settings: Mapping[str, Any]) -> dict[str, dict]:
     """Of each part that changes the fine-tuning its settings, as far as they change it: the
     teacher itself has a digest."""
-    plain, found = Method(), {}
+    found = {}
     for part in parts(name):
-        if all(getattr(METHODS[part], f) == getattr(plain, f) for f in FINETUNING):
+        if not {*changes(part)} & {*FINETUNING}:
             continue
         left_out = getattr(METHODS[part].settings, "TEACHER_ONLY", ())
         fields = asdict(settings[part]).items()
