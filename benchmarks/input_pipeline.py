@@ -1,0 +1,298 @@
+"""How fast images reach a training step, here and with the usual torch DataLoader.
+
+    python -m benchmarks.input_pipeline --data CUB_FOLDER --json out.json
+
+Images per second of our decode-once way and of a DataLoader that opens every file anew in each
+epoch, with PIL and transformers' ViT processor (the PIL one, which it takes without torchvision).
+Both make the same float32 batches of the same files, which is checked, and both are measured alone:
+no model runs beside them. The files are in the system's page cache throughout. On a GPU or TPU our
+batches end there, the loader's on the host. Beside requirements.txt this needs torch.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Nothing of sdfp up here: the loader forks, and a process that has imported JAX should not.
+
+ROOT = Path(__file__).parents[1]
+WORKERS = 2
+COMPARED = 8
+"""Images of which both sides report the mean colours, to show that they do the same."""
+MEASURED = {
+    "ours_first": "ours, first epoch: decode and resize all files into the cache",
+    "ours_open": "ours, next start: check the cache, place it on the device",
+    "ours_resident": "ours, every epoch: batches from the images on the device",
+    "ours_streamed": "ours, every epoch, resident_gb=0: batches from the host",
+    "torch_first": f"torch DataLoader, {WORKERS} workers, first epoch",
+    "torch": f"torch DataLoader, {WORKERS} workers, every later epoch",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What both sides do. Each gets it as JSON, in a process of its own."""
+
+    files: list[str]
+    labels: list[int]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch: int
+    epochs: int
+    """Timed, after one more that is not: it compiles, or starts the workers."""
+    augment: bool
+
+
+def ours(task: Task) -> dict[str, Any]:
+    """Decodes into a new cache, opens it as the next start does, runs the input of the steps."""
+    import jax
+
+    from sdfp import parallel
+    from sdfp.data import cache, loading, pixels
+    from sdfp.data.interface import Split
+
+    devices = parallel.make("jit", 0)
+    prepare = pixels.make_prepare(task.mean, task.std, task.image_size)
+    files = [Path(file) for file in task.files]
+    with tempfile.TemporaryDirectory() as folder:
+        decode = lambda: cache.decode_all(files, task.image_size, 3, folder)
+
+        def open_again():
+            arrays = {"image": decode().images, "label": np.array(task.labels, np.int32)}
+            split = Split(arrays, tuple(task.files))
+            feed = loading.open_feed(split, devices, resident_gb=math.inf)
+            jax.block_until_ready(feed.resident)
+            return feed
+
+        first, decoded = _timed(decode)
+        if decoded.broken:
+            raise SystemExit(f"the loader cannot leave out broken files: {decoded.broken}")
+        again, feed = _timed(open_again)
+        some = prepare({"image": decoded.images[:COMPARED]}, jax.random.key(0), False)["image"]
+        streamed = loading.open_feed(feed.split, devices, resident_gb=0)
+        rates = {
+            "ours_first": [len(files) / first],
+            "ours_open": [len(files) / again],
+            "ours_resident": _step_inputs(task, feed, devices, prepare),
+            "ours_streamed": _step_inputs(task, streamed, devices, prepare),
+        }
+        colours = np.asarray(some, np.float64).mean(axis=(1, 2)).tolist()
+        return {"rates": rates, "colours": colours, "device": jax.devices()[0].device_kind}
+
+
+def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
+    """Images per second of each epoch of batches, every one waited for."""
+    import jax
+
+    from sdfp.data import plan
+    from sdfp.train import loop
+
+    prepared = loop.make_prepare(prepare, task.augment, None)
+    compiled = devices.compile_map(lambda key, resident, b: prepared(None, resident, b, key))
+    key, examples = jax.random.key(0), len(feed.split)
+    order = loop.Order(0, task.batch, 1, devices.count)
+    steps = plan.steps_per_epoch(examples, task.batch)
+
+    def epoch(number: int) -> None:
+        for step in range(number * steps, (number + 1) * steps):
+            batch = {name: rows[0] for name, rows in order.batch(step, examples).items()}
+            batch.update(feed.rows(batch["index"]))
+            jax.block_until_ready(compiled(key, feed.resident, devices.shard(batch, 0)))
+
+    seconds = [_timed(partial(epoch, number))[0] for number in range(task.epochs + 1)]
+    return [examples / each for each in seconds[1:]]
+
+
+class Files:
+    """What the loader reads from: every access opens, decodes and normalises one file."""
+
+    def __init__(self, task: Task):
+        from transformers import ViTImageProcessorPil
+
+        self._task = task
+        self._processor = ViTImageProcessorPil(
+            size={"height": task.image_size, "width": task.image_size},
+            image_mean=list(task.mean),
+            image_std=list(task.std),
+        )
+
+    def __len__(self) -> int:
+        return len(self._task.files)
+
+    def __getitem__(self, i: int):
+        import torch
+
+        with Image.open(self._task.files[i]) as image:
+            made = self._processor(image.convert("RGB"), return_tensors="pt")
+        pixels = made["pixel_values"][0]
+        if self._task.augment and torch.rand(()) < 0.5:
+            pixels = pixels.flip(-1)
+        return pixels, self._task.labels[i]
+
+
+def reference(task: Task) -> dict[str, Any]:
+    """The DataLoader: workers that live on between epochs, default collate."""
+    import torch
+
+    torch.manual_seed(0)
+    files = Files(task)
+    loader = torch.utils.data.DataLoader(
+        files, task.batch, shuffle=True, num_workers=WORKERS, persistent_workers=True
+    )
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    seconds = [_timed(epoch)[0] for _ in range(task.epochs + 1)]
+    first, *later = (len(files) / each for each in seconds)
+    some = Files(replace(task, files=task.files[:COMPARED], augment=False))
+    colours = torch.stack([some[i][0] for i in range(len(some))]).double().mean(dim=(2, 3)).tolist()
+    return {"rates": {"torch_first": [first], "torch": later}, "colours": colours}
+
+
+def _timed(work: Callable) -> tuple[float, Any]:
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def answer(side: Callable) -> None:
+    """A side's process: the task comes on stdin, the answer is the last line of stdout."""
+    print(json.dumps(side(Task(**json.load(sys.stdin)))))
+
+
+def _ask(side: Callable, task: Task) -> dict[str, Any]:
+    program = f"from benchmarks import input_pipeline as b; b.answer(b.{side.__name__})"
+    command, given = [sys.executable, "-c", program], json.dumps(asdict(task))
+    ended = subprocess.run(command, input=given, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise SystemExit(f"the side {side.__name__!r} failed: see above")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def measure(task: Task, rounds: int) -> dict[str, Any]:
+    """Alternates the sides, so that a slower hour of the machine meets both."""
+    for file in task.files:  # what a disk takes to read them is not the question
+        Path(file).read_bytes()
+    rates: dict[str, list[float]] = {name: [] for name in MEASURED}
+    load = os.getloadavg()
+    for number in range(rounds):
+        mine, theirs = _ask(ours, task), _ask(reference, task)
+        gap = np.abs(np.subtract(mine["colours"], theirs["colours"])).max()
+        if gap > 1e-6:
+            raise SystemExit(f"the two sides make different images: mean colours differ by {gap}")
+        for name, values in {**mine["rates"], **theirs["rates"]}.items():
+            rates[name] += values
+        print(f"round {number + 1} of {rounds} done", flush=True)
+    told = {name: _summary(values) for name, values in rates.items()}
+    median = {name: told[name]["median"] for name in told}
+    saved = 1 / median["torch"] - 1 / median["ours_resident"]
+    return {
+        "ratio": median["ours_resident"] / median["torch"],
+        "ratio_streamed": median["ours_streamed"] / median["torch"],
+        # Epochs after which the decoding has paid for itself.
+        "epochs_to_pay": 1 / median["ours_first"] / saved if saved > 0 else None,
+        "images_per_second": told,
+        "largest_colour_difference": float(gap),
+        "machine": {**_machine(), "device": mine["device"], "load_before": load},
+    }
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return {"median": middle, "min": low, "max": high, "samples": values}
+
+
+def _machine() -> dict[str, Any]:
+    found = Path("/proc/cpuinfo")  # what platform.processor() does not tell on Linux
+    model = re.search(r"model name\s*: (.*)", found.read_text()) if found.is_file() else None
+    return {"cpu": model[1] if model else platform.processor(), "cores": os.cpu_count()}
+
+
+def make_task(arguments: argparse.Namespace) -> Task:
+    """All images of the folder, training and test, as one set.
+
+    Raises:
+        UserError: no CUB folder.
+    """
+    from configs import common
+    from sdfp.data import cub
+
+    listing, data = cub.from_files(str(arguments.data.absolute())), common.data()
+    examples = [*listing.train, *(listing.test or ())][: arguments.images]
+    return Task(
+        files=[str(example.path) for example in examples],
+        labels=[example.label for example in examples],
+        image_size=arguments.image_size,
+        mean=data.mean,
+        std=data.std,
+        batch=arguments.batch,
+        epochs=arguments.epochs,
+        augment=arguments.augment,
+    )
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        parser.exit(2, "torch is not installed: nothing to compare with\n")
+    from sdfp import report
+    from sdfp.types import UserError
+
+    try:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        task = make_task(arguments)
+        measured = measure(task, arguments.rounds)
+    except (UserError, OSError) as error:
+        parser.exit(2, str(error).replace("--config.data.dir", "--data") + "\n")
+    others = {name: metadata.version(name) for name in ("torch", "transformers", "pillow")}
+    settings = asdict(task) | {"files": len(task.files), "workers": WORKERS, "data": arguments.data}
+    del settings["labels"]
+    found = {**measured, "settings": settings, "versions": {**report.versions(), **others}}
+    arguments.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    for name, told in found["images_per_second"].items():
+        print(f"{told['median']:9.0f} ({told['min']:.0f} to {told['max']:.0f})  {MEASURED[name]}")
+    print(f"times the loader's: {found['ratio']:.2f}, streamed {found['ratio_streamed']:.2f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    def positive(text: str) -> int:
+        if int(text) < 1:
+            raise ValueError
+        return int(text)
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline")
+    parser.add_argument("--data", type=Path, required=True, help="folder in CUB's layout")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--image_size", type=positive, default=224)
+    parser.add_argument("--images", type=positive, help="only the first so many")
+    parser.add_argument("--epochs", type=positive, default=3, help="timed, per round")
+    parser.add_argument("--rounds", type=positive, default=3, help="of both sides in turn")
+    parser.add_argument("--augment", action="store_true", help="random flips, on both sides")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Time of one training step, ours and PyTorch's, in alternating processes: A B A B.
+
+    python -m benchmarks.step_time --backbone vit_base --stage self_distill --batch 8 \\
+        --against torch --json out.json
+
+The reference (benchmarks/torch_step.py) is the authors' procedure in PyTorch and transformers with
+the same model, examples and optimiser. `ratio` in the JSON is reference / ours, of the medians.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from benchmarks import cases
+from sdfp.types import UserError
+
+ROOT = Path(__file__).parents[1]
+SIDES = {"ours": "benchmarks.ours_step", "reference": "benchmarks.torch_step"}
+
+
+def read_flags(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time")
+    parser.add_argument("--backbone", choices=cases.CONFIGS, required=True)
+    parser.add_argument("--stage", choices=cases.STAGES, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--against", choices=("torch", "nothing"), default="torch")
+    parser.add_argument("--precision", default="auto", help="ours: auto|float32|tf32|bfloat16")
+    parser.add_argument(
+        "--reference_precision", default="float32", help="float32|tf32|bfloat16|bfloat16_compile"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="timed, of each process")
+    parser.add_argument("--repeats", type=int, default=2, help="processes of each side")
+    parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
+    parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, ours")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(words)
+
+
+def run(side: str, case: cases.Case) -> dict:
+    """One process of one side; its last line of output is the result."""
+    done = subprocess.run(
+        [sys.executable, "-m", SIDES[side], json.dumps(asdict(case))],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"{SIDES[side]} stopped with exit code {done.returncode}; see above")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def summary(results: list[dict], peak: float) -> dict:
+    """Of all processes of one side."""
+    seconds = [value for result in results for value in result["seconds"]]
+    step, flops = statistics.median(seconds), results[0]["flops"]
+    return {
+        "seconds": step,
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "flops": flops,
+        "flops_per_second": flops / step,
+        "matmul_peak": peak,
+        "share_of_peak": flops / step / peak,
+        "peak_bytes": max(result["peak_bytes"] for result in results),
+        "first_seconds": statistics.median(result["first_seconds"] for result in results),
+    }
+
+
+def compare(flags: argparse.Namespace) -> dict:
+    options = tuple(flags.option)
+    case = cases.Case(
+        backbone=flags.backbone,
+        stage=flags.stage,
+        batch=flags.batch,
+        steps=flags.steps,
+        precision=flags.precision,
+        data=flags.data,
+        options=options,
+    )
+    case_of = {"ours": case, "reference": replace(case, precision=flags.reference_precision)}
+    sides = ["ours"] if flags.against == "nothing" else ["ours", "reference"]
+    results: dict[str, list[dict]] = {side: [] for side in sides}
+    for number in range(flags.repeats):
+        for side in sides:
+            results[side].append(run(side, case_of[side]))
+            print(f"{side} {number}: {_steps(results[side][-1]['seconds'])}", flush=True)
+    made = {"command": "python -m benchmarks.step_time " + " ".join(sys.argv[1:])}
+    made |= {"case": asdict(case), "machine": machine(), "cores": os.cpu_count()}
+    for side in sides:
+        made[side] = summary(results[side], _peak(results, side))
+    first = results["ours"]
+    for key in ("compile_seconds", "outside"):
+        made["ours"][key] = statistics.median(result[key] for result in first)
+    if "reference" in made:
+        for key, name in (("seconds", "ratio"), ("peak_bytes", "memory_ratio")):
+            made[name] = made["reference"][key] / made["ours"][key]
+    return made | {"processes": results}
+
+
+def _peak(results: dict[str, list[dict]], side: str) -> float:
+    """The fastest matrix product of that side's precision that any process of the run has seen."""
+    same = results[side][0]["precision"]
+    every = [result for group in results.values() for result in group]
+    return max(result["matmul_peak"] for result in every if result["precision"] == same)
+
+
+def machine() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+
+
+def _steps(seconds: list[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in seconds[:10]) + " s"
+
+
+def show(made: dict) -> None:
+    print(
+        f"{'':10} {'s/step':>8} {'range':>15} {'GFLOP':>8} {'TFLOP/s':>8} {'of peak':>8} {'GB':>6}"
+    )
+    for side in SIDES.keys() & made.keys():
+        s = made[side]
+        spread = f"{s['fastest']:.4g}-{s['slowest']:.4g}"
+        print(
+            f"{side:10} {s['seconds']:8.4g} {spread:>15} {s['flops'] / 1e9:8.1f} "
+            f"{s['flops_per_second'] / 1e12:8.3f} {s['share_of_peak']:8.2f} "
+            f"{s['peak_bytes'] / 1e9:6.2f}"
+        )
+    ours = made["ours"]
+    print(f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.2%}")
+    if "ratio" in made:
+        print(f"reference / ours: time {made['ratio']:.2f}, memory {made['memory_ratio']:.2f}")
+
+
+def main() -> None:
+    flags = read_flags()
+    try:
+        made = compare(flags)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    show(made)
+    if flags.json:
+        flags.json.parent.mkdir(parents=True, exist_ok=True)
+        flags.json.write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
