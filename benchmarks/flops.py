@@ -10,7 +10,8 @@ def matmul_flops(closed: core.ClosedJaxpr) -> int:
     """Multiplications and additions of all `dot_general` in a program and what it calls.
 
     A scan counts as often as it runs. A loop of run-time length (the steps of a call) counts once,
-    so that a training program's count is that of one step. Of branches the dearest counts.
+    so that a training program's count is that of one step. Of branches the dearest counts. What the
+    backward pass computes again counts again.
     """
     return _of(closed.jaxpr)
 

@@ -11,7 +11,7 @@ import tiny_roberta
 from tiny_roberta import by_document, slots_by_document
 
 from sdfp import losses
-from sdfp.models import roberta, roberta_config, roberta_modules, roberta_weights
+from sdfp.models import dropout, roberta, roberta_config, roberta_modules, roberta_weights
 from sdfp.types import UserError
 
 KEY = jax.random.key(7)
@@ -189,8 +189,8 @@ def test_documents_of_a_row_do_not_see_each_other_and_padding_is_not_read(params
 
 def test_dropout_rate_scale_and_independence():
     example, position = jnp.zeros((200,), jnp.int32), jnp.arange(200)
-    keys = roberta_modules.token_keys(KEY, example, position)
-    x = roberta_modules.dropped(jnp.ones((200, 301)), keys, 0.1)
+    keys = dropout.token_keys(KEY, example, position)
+    x = dropout.dropped(jnp.ones((200, 301)), keys, 0.1)
     kept = np.asarray(x) > 0
     np.testing.assert_allclose(np.asarray(x)[kept], 1 / 0.9, rtol=1e-5)
     assert abs(kept.mean() - 0.9) < 5 * (0.09 / kept.size) ** 0.5

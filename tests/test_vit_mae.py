@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_vit
 
-from sdfp.models import registry, vit_mae, vit_modules, vit_positions
+from sdfp.models import dropout, registry, vit_mae, vit_positions
 from sdfp.types import UserError
 
 KEY = jax.random.key(7)
@@ -199,7 +199,8 @@ def test_each_use_has_its_own_dropout(params, outputs, rate):
 
 def test_dropout_zeroes_the_given_share_and_keeps_the_mean():
     x = jnp.ones((8, 50, 40))
-    dropped = vit_modules.Dropout(0.25).apply({}, x, jnp.arange(8), rngs={"dropout": KEY})
+    example, position = jnp.broadcast_arrays(jnp.arange(8)[:, None], jnp.arange(50)[None])
+    dropped = dropout.Dropout(0.25).apply({}, x, example, position, rngs={"dropout": KEY})
     assert isinstance(dropped, jax.Array)
     assert not np.array_equal(dropped[0], dropped[1])
     assert set(np.unique(dropped)) == {0, np.float32(1 / 0.75)}

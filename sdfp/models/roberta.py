@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from sdfp import losses
-from sdfp.models import interface, roberta_config, roberta_modules, roberta_weights
+from sdfp.models import dropout, interface, roberta_config, roberta_modules, roberta_weights
 
 Settings = roberta_modules.Settings
 read_config = roberta_config.read_config
@@ -87,7 +87,7 @@ def draw_mask(settings: Settings, batch, key, room: int | None = None) -> Mask:
         word = jax.random.randint(replace, (), 0, settings.vocab_size - len(special))
         return *jax.random.uniform(choose, (2,)), word
 
-    keys = roberta_modules.token_keys(key, places.example, places.position)
+    keys = dropout.token_keys(key, places.example, places.position)
     chance, kind, word = jax.vmap(jax.vmap(draw))(keys)
     for taken in settings.special:  # ascending: count on over the ids that are not to be drawn
         word = word + (word >= taken)
@@ -122,7 +122,7 @@ def places_of(batch) -> roberta_modules.Places:
 
 
 def encode(
-    settings: Settings, dtype, rates, encoder, batch, key, tokens=None, perturb=None
+    settings: Settings, dtype, rates, encoder, batch, key, tokens=None, perturb=None, read=None
 ) -> jax.Array:
     """Runs the encoder.
 
@@ -131,9 +131,10 @@ def encode(
         encoder: parameters.
         tokens: [rows, length] in place of the batch's own, or None.
         perturb: see `interface.Backbone.logits`, or None.
+        read: see `stack.run`.
 
     Returns:
-        [rows, length, dim], float32.
+        [rows, length, dim], float32; of them, what `read` takes.
 
     Raises:
         AssertionError: the batch's arrays by token are not of one shape [rows, length].
@@ -144,9 +145,15 @@ def encode(
         batch["tokens"] if tokens is None else tokens,
         places_of(batch),
         perturb,
+        read,
         rngs={"dropout": key} if any(rates) else None,
     )
     return encoded
+
+
+def first_tokens(batch) -> Callable:
+    """[rows, length, ...] -> [examples, ...]: each document's <s>."""
+    return lambda tokens: tokens[batch["row"], batch["start"]]
 
 
 def by_document(hidden_states: jax.Array, batch, longest: int) -> jax.Array:
@@ -255,22 +262,21 @@ def make(settings: Settings, dtype) -> interface.Backbone:
 
     def reconstruct(params, batch, mask, key, train):
         encoder = params["encoder"]
-        encoded = encode_(pretrain(train), encoder, batch, key, tokens=mask.tokens)
-        here = encoded[mask.row, mask.column]
-        return decoder.apply({"params": params["decoder"]}, here, encoder["word"]["embedding"])
+        here = lambda tokens: tokens[mask.row, mask.column]
+        encoded = encode_(pretrain(train), encoder, batch, key, tokens=mask.tokens, read=here)
+        return decoder.apply({"params": params["decoder"]}, encoded, encoder["word"]["embedding"])
 
     def features(encoder, batch, key, train, tokens="cls", perturb=None):
         if tokens not in ("cls", "all"):
             raise ValueError(f"tokens is 'cls' or 'all', not {tokens!r}")
-        hidden_states = encode_(pretrain(train), encoder, batch, key, perturb=perturb)
+        encoded = partial(encode_, pretrain(train), encoder, batch, key, perturb=perturb)
         if tokens == "cls":
-            return hidden_states[batch["row"], batch["start"]]
-        return by_document(hidden_states, batch, s.max_positions - s.first_position)
+            return encoded(read=first_tokens(batch))
+        return by_document(encoded(), batch, s.max_positions - s.first_position)
 
     def logits(params, batch, key, train, perturb=None):
-        rates = finetune(train)
-        hidden_states = encode_(rates, params["encoder"], batch, key, perturb=perturb)
-        cls = hidden_states[batch["row"], batch["start"]]
+        rates, read = finetune(train), first_tokens(batch)
+        cls = encode_(rates, params["encoder"], batch, key, perturb=perturb, read=read)
         head = roberta_modules.Classifier(params["head"]["out"]["bias"].shape[-1], rates[0])
         # Another key: the head must not draw what the encoder draws for the same <s>.
         rngs = {"dropout": jax.random.fold_in(key, 1)} if rates[0] else None

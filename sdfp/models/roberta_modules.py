@@ -2,7 +2,7 @@
 
 A row may hold several documents: attention stays within one, and dropout is keyed by what a token
 is (its document's place in the data set, its place in the document), never by where it stands.
-Every block parameter has a leading layer axis (`nn.scan`), so a kernel is [layers, in, out].
+Every block parameter has a leading layer axis (models/stack.py), so a kernel is [layers, in, out].
 Leaves are called kernel, bias, scale or embedding and nothing else: weight decay and freezing go
 by these names.
 """
@@ -15,6 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdfp.models import stack
+from sdfp.models.attention import attention
+from sdfp.models.dropout import Dropout, dropped, token_keys
 from sdfp.settings import TextData, number
 from sdfp.types import UserError
 
@@ -85,49 +88,6 @@ class Places(NamedTuple):
     """Which document of the row it belongs to; 0 is padding."""
 
 
-def token_keys(key: jax.Array, example: jax.Array, position: jax.Array) -> jax.Array:
-    """One random key per token, from (key, example, position in the document).
-
-    Args:
-        key: random key.
-        example: any shape, int32.
-        position: same shape, int32.
-
-    Returns:
-        Random keys of that shape.
-    """
-    draw = lambda e, p: jax.random.fold_in(jax.random.fold_in(key, e), p)
-    return _over_all(draw, example.ndim)(example, position)
-
-
-def dropped(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
-    """Zeroes values of x [..., values] and scales up the rest; `keys` [...] is one per row.
-
-    16 random bits per value, two values per word: random bits are most of dropout's cost. So
-    the rate is a multiple of 1 / 65536 (0.1 becomes 0.100006), and the scale fits it exactly.
-    """
-    threshold = min(round(rate * 65536), 65535)
-    values = x.shape[-1]
-    draw = lambda key: jax.random.bits(key, ((values + 1) // 2,), jnp.uint32)
-    words = _over_all(draw, keys.ndim)(keys)
-    halves = jnp.stack([words & 0xFFFF, words >> 16], axis=-1)
-    halves = halves.reshape(*keys.shape, -1)[..., :values]
-    return jnp.where(halves >= threshold, x / (1 - threshold / 65536), jnp.zeros_like(x))
-
-
-class Dropout(nn.Module):
-    """Dropout drawn per (key, example, position): packing and device counts change nothing."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, example, position) -> jax.Array:
-        """Zeroes values of x [..., dim]; `example` and `position` are [...]."""
-        if self.rate == 0:
-            return x
-        return dropped(x, token_keys(self.make_rng("dropout"), example, position), self.rate)
-
-
 class AttentionDropout(nn.Module):
     """Dropout of attention weights, drawn per (key, example, query position, key position)."""
 
@@ -155,37 +115,39 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, places: Places) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, places: Places, read=lambda tokens: tokens) -> jax.Array:
+        """Transforms x.
+
+        Args:
+            x: [rows, length, dim].
+            places: what the tokens are.
+            read: [rows, length, ...] -> the tokens that are wanted.
+
+        Returns:
+            What `read` takes of [rows, length, dim].
+        """
         s = self.settings
         dense = partial(_dense, dtype=self.dtype)
         norm = partial(_norm, s, self.dtype)
-        drop = lambda y: Dropout(self.dropout)(y, places.example, places.position)
 
-        y = dense(s.dim, name="out")(self.attention(x, places))
-        x = norm(name="norm_attention")(x + drop(y))
+        # Attention of all tokens, read or not: gathering the keys and values of each that is read
+        # would cost more.
+        mixed = read(self.attention(x, places))
+        x, places = read(x), jax.tree.map(read, places)
+        drop = lambda y: Dropout(self.dropout)(y, places.example, places.position)
+        x = norm(name="norm_attention")(x + drop(dense(s.dim, name="out")(mixed)))
         y = nn.gelu(dense(s.mlp_dim, name="mlp_in")(x), approximate=False)
         y = dense(s.dim, name="mlp_out")(y)
-        return norm(name="norm_mlp")(x + drop(y)), None
+        return norm(name="norm_mlp")(x + drop(y))
 
     def attention(self, x: jax.Array, places: Places) -> jax.Array:
-        """Self-attention within documents, before its output projection; softmax in float32."""
-        rows, length, dim = x.shape
-        heads = self.settings.heads
-        project = lambda name: _dense(dim, dtype=self.dtype, name=name)(x).reshape(
-            rows, length, heads, dim // heads
-        )
+        """Self-attention within documents, before its output projection."""
+        project = lambda name: _dense(x.shape[-1], dtype=self.dtype, name=name)(x)
         query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("rqhd,rkhd->rhqk", query, key, preferred_element_type=jnp.float32)
         segment = places.segment
         together = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
-        # The lowest number, not -inf: a padding query sees nothing, and its softmax must not be
-        # NaN (nothing reads it, but 0 * NaN in the backward pass is NaN).
-        lowest = jnp.finfo(scores.dtype).min
-        scores = jnp.where(together[:, None], scores * (dim // heads) ** -0.5, lowest)
-        weights = jax.nn.softmax(scores, axis=-1)
-        weights = AttentionDropout(self.attention_dropout)(weights, places)
-        mixed = jnp.einsum("rhqk,rkhd->rqhd", weights.astype(self.dtype), value)
-        return mixed.reshape(rows, length, dim)
+        drop = lambda weights: AttentionDropout(self.attention_dropout)(weights, places)
+        return attention(query, key, value, self.settings.heads, together, drop)
 
 
 class Encoder(nn.Module):
@@ -197,7 +159,7 @@ class Encoder(nn.Module):
     attention_dropout: float
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, places: Places, perturb=None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, places: Places, perturb=None, read=None) -> jax.Array:
         """Encodes rows of documents.
 
         Args:
@@ -206,9 +168,11 @@ class Encoder(nn.Module):
             places: what the tokens are.
             perturb: (embeddings [rows, length, dim], example, position) -> embeddings, float32,
                 on those of the words before position and type are added and normalised; or None.
+            read: see `stack.run`.
 
         Returns:
-            [rows, length, dim], float32. What stands at padding means nothing.
+            [rows, length, dim], float32; of them, what `read` takes. What stands at padding means
+            nothing.
         """
         s = self.settings
         embed = partial(nn.Embed, features=s.dim, embedding_init=nn.initializers.normal(0.02))
@@ -219,14 +183,10 @@ class Encoder(nn.Module):
         x = x + embed(1, name="type")(jnp.zeros_like(tokens))
         x = _norm(s, self.dtype, name="norm_embed")(x)
         x = Dropout(self.dropout)(x, places.example, places.position)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=s.depth,
-        )(s, self.dropout, self.attention_dropout, self.dtype, name="blocks")
-        x, _ = blocks(x, places)
+        block = Block(s, self.dropout, self.attention_dropout, self.dtype, parent=None)
+        layers = self.param("blocks", stack.init(block, s.depth), x, places)
+        key = self.make_rng("dropout") if self.dropout or self.attention_dropout else None
+        x = stack.run(block, layers, x, places, key=key, read=read)
         # float32 out: losses, heads and stored teacher features read this.
         return x.astype(jnp.float32)
 
@@ -288,10 +248,3 @@ _dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
 def _norm(settings: Settings, dtype, name: str) -> nn.LayerNorm:
     """LayerNorm with float32 statistics."""
     return nn.LayerNorm(settings.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def _over_all(function, axes: int):
-    """The function of scalars, over arrays with that many axes."""
-    for _ in range(axes):
-        function = jax.vmap(function)
-    return function

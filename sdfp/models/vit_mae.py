@@ -117,7 +117,7 @@ def take(patches: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def encode(
-    settings: Settings, dtype, rate: float, encoder, batch, key, mask=None, perturb=None
+    settings: Settings, dtype, rate: float, encoder, batch, key, mask=None, perturb=None, read=None
 ) -> jax.Array:
     """Runs the encoder on all patches, or on `mask.visible` only.
 
@@ -126,9 +126,10 @@ def encode(
         encoder: parameters.
         mask: None for the whole image.
         perturb: see `interface.Backbone.logits`, or None.
+        read: see `stack.run`.
 
     Returns:
-        [examples, 1 + tokens, dim].
+        [examples, 1 + tokens, dim]; of them, what `read` takes.
     """
     patches = patches_of(settings, batch)
     module = vit_modules.Encoder(settings, dtype, rate)
@@ -138,9 +139,15 @@ def encode(
         batch["index"],
         None if mask is None else mask.visible,
         perturb,
+        read,
         rngs={"dropout": key} if rate else None,
     )
     return encoded
+
+
+def first_token(tokens: jax.Array) -> jax.Array:
+    """[CLS] of [examples, tokens, ...], its axis kept."""
+    return tokens[:, :1]
 
 
 def picture(settings: Settings, reconstruct: Callable, params, batch, key) -> jax.Array:
@@ -231,14 +238,16 @@ def make(settings: Settings, dtype) -> interface.Backbone:
         if tokens not in ("cls", "all"):
             raise ValueError(f"tokens is 'cls' or 'all', not {tokens!r}")
         rate = settings.dropout_pretrain if train else 0.0
-        hidden_states = encode_(rate, encoder, batch, key, perturb=perturb)
+        read = first_token if tokens == "cls" else None
+        hidden_states = encode_(rate, encoder, batch, key, perturb=perturb, read=read)
         return hidden_states[:, 0] if tokens == "cls" else hidden_states
 
     def logits(params, batch, key, train, perturb=None):
         rate = settings.dropout_finetune if train else 0.0
-        cls = encode_(rate, params["encoder"], batch, key, perturb=perturb)[:, 0]
+        encoder = params["encoder"]
+        cls = encode_(rate, encoder, batch, key, perturb=perturb, read=first_token)
         head = nn.Dense(params["head"]["bias"].shape[-1])
-        return head.apply({"params": params["head"]}, cls)
+        return head.apply({"params": params["head"]}, cls[:, 0])
 
     return interface.Backbone(
         init=jax.jit(partial(init, settings, dtype)),

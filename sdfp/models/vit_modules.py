@@ -1,19 +1,21 @@
 """The layers of ViT-MAE: an encoder that can skip hidden patches, and a light decoder.
 
-Every block parameter has a leading layer axis (`nn.scan`), so a kernel is [layers, in, out].
+Every block parameter has a leading layer axis (models/stack.py), so a kernel is [layers, in, out].
 Leaves are called kernel, bias, scale, pos_embed, cls_token or mask_token and nothing else:
 weight decay and freezing go by these names.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdfp.models import vit_positions
+from sdfp.models import stack, vit_positions
+from sdfp.models.attention import attention
+from sdfp.models.dropout import Dropout
 from sdfp.settings import Data, choice, number
 from sdfp.types import UserError
 
@@ -88,21 +90,13 @@ class Settings:
         return int(self.patches * (1 - self.mask_ratio))
 
 
-class Dropout(nn.Module):
-    """Dropout drawn per (key, example index), so that no device count changes it."""
+class Places(NamedTuple):
+    """What each token is, [examples, tokens] int32 each."""
 
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
-        """Zeroes values of x [examples, tokens, dim] and scales up the rest."""
-        if self.rate == 0:
-            return x
-        key = self.make_rng("dropout")
-        draw = lambda i: jax.random.bernoulli(
-            jax.random.fold_in(key, i), 1 - self.rate, x.shape[1:]
-        )
-        return jnp.where(jax.vmap(draw)(index), x / (1 - self.rate), jnp.zeros_like(x))
+    example: jax.Array
+    """The place of its example in the data set."""
+    position: jax.Array
+    """Its own in the example: 0 for [CLS], then the patches'."""
 
 
 class Block(nn.Module):
@@ -116,45 +110,42 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, index: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, places: Places | None, read=lambda tokens: tokens):
+        """Transforms x.
+
+        Args:
+            x: [examples, tokens, dim].
+            places: what the tokens are; None where there is no dropout.
+            read: [examples, tokens, ...] -> the part of the tokens that is wanted; the others
+                give their keys and values.
+
+        Returns:
+            What `read` takes of [examples, tokens, dim].
+        """
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
         norm = partial(nn.LayerNorm, self.eps, dtype=self.dtype, use_fast_variance=False)
+        drop = lambda y: Dropout(self.dropout)(y, *(places or (None, None)))
         dim = x.shape[-1]
 
         y = norm(name="norm_attention")(x)
-        y = dense(dim, name="out")(self.attention(y))
-        x = x + Dropout(self.dropout)(y, index)
+        y = dense(dim, name="out")(self.attention(read(y), y))
+        x, places = read(x), jax.tree.map(read, places)
+        x = x + drop(y)
 
         y = norm(name="norm_mlp")(x)
         y = nn.gelu(dense(self.mlp_dim, name="mlp_in")(y), approximate=False)
         y = dense(dim, name="mlp_out")(y)
-        return x + Dropout(self.dropout)(y, index), None
+        return x + drop(y)
 
-    def attention(self, x: jax.Array) -> jax.Array:
-        """Multi-head self-attention before its output projection; softmax in float32."""
-        examples, tokens, dim = x.shape
+    def attention(self, reading: jax.Array, x: jax.Array) -> jax.Array:
+        """Attention of `reading` to x before its output projection."""
         # MAE's Xavier bound is that of one fused [dim, 3 dim] projection: half the variance.
         kernel_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
-        project = lambda name: nn.Dense(
-            dim, self.qkv_bias, dtype=self.dtype, kernel_init=kernel_init, name=name
-        )(x).reshape(examples, tokens, self.heads, dim // self.heads)
-        query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("eqhd,ekhd->ehqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1)
-        mixed = jnp.einsum("ehqk,ekhd->eqhd", weights.astype(self.dtype), value)
-        return mixed.reshape(examples, tokens, dim)
-
-
-def blocks(depth: int, **fields) -> nn.Module:
-    """`depth` blocks as one scanned module, parameters stacked on a leading layer axis."""
-    scanned = nn.scan(
-        Block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-        length=depth,
-    )
-    return scanned(**fields, name="blocks")
+        project = lambda name, y: nn.Dense(
+            y.shape[-1], self.qkv_bias, dtype=self.dtype, kernel_init=kernel_init, name=name
+        )(y)
+        query, key, value = project("query", reading), project("key", x), project("value", x)
+        return attention(query, key, value, self.heads)
 
 
 class Encoder(nn.Module):
@@ -165,7 +156,7 @@ class Encoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, patches, index, position=None, perturb=None) -> jax.Array:
+    def __call__(self, patches, index, position=None, perturb=None, read=None) -> jax.Array:
         """Encodes patches.
 
         Args:
@@ -174,9 +165,10 @@ class Encoder(nn.Module):
             position: [examples, tokens], the place of each patch; None for all in order.
             perturb: (embeddings [examples, tokens, dim], index, position) -> embeddings, on
                 those of the patches before positions are added; or None.
+            read: see `stack.run`.
 
         Returns:
-            [examples, 1 + tokens, dim], [CLS] first, float32.
+            [examples, 1 + tokens, dim], [CLS] first, float32; of them, what `read` takes.
         """
         s = self.settings
         small = nn.initializers.normal(0.02)
@@ -190,22 +182,23 @@ class Encoder(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             name="patch_embed",
         )(patches)
+        place = jnp.arange(x.shape[1])[None] if position is None else position
         if perturb is not None:
-            place = jnp.arange(x.shape[1])[None] if position is None else position
             x = perturb(x, *jnp.broadcast_arrays(index[:, None], place))
         x = x + _places(pos_embed, position).astype(x.dtype)
         first = jnp.broadcast_to(cls_token + pos_embed[:, :1], (x.shape[0], 1, s.dim))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-        x = Dropout(self.dropout)(x, index)
-        x, _ = blocks(
-            s.depth,
-            heads=s.heads,
-            mlp_dim=s.mlp_dim,
-            eps=s.layer_norm_eps,
-            qkv_bias=s.qkv_bias,
-            dropout=self.dropout,
-            dtype=self.dtype,
-        )(x, index)
+        places = None
+        if self.dropout:
+            place = jnp.pad(place + 1, ((0, 0), (1, 0)))  # [CLS] is at 0
+            places = Places(*jnp.broadcast_arrays(index[:, None], place))
+            x = Dropout(self.dropout)(x, *places)
+        block = Block(
+            s.heads, s.mlp_dim, s.layer_norm_eps, s.qkv_bias, self.dropout, self.dtype, parent=None
+        )
+        layers = self.param("blocks", stack.init(block, s.depth), x, places)
+        key = self.make_rng("dropout") if self.dropout else None
+        x = stack.run(block, layers, x, places, key=key, read=read)
         # float32 out: losses, heads and stored teacher features read this.
         return nn.LayerNorm(
             s.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="norm"
@@ -240,16 +233,11 @@ class Decoder(nn.Module):
         seen = x[:, 1:] + _places(pos_embed, visible).astype(x.dtype)
         guess = (mask_token + _places(pos_embed, hidden)).astype(x.dtype)
         x = jnp.concatenate([x[:, :1] + pos_embed[:, :1].astype(x.dtype), seen, guess], axis=1)
-        x, _ = blocks(
-            s.decoder_depth,
-            heads=s.decoder_heads,
-            mlp_dim=s.decoder_mlp_dim,
-            eps=s.layer_norm_eps,
-            qkv_bias=s.qkv_bias,
-            dropout=0.0,
-            dtype=self.dtype,
-        )(x, None)
-        x = x[:, -hidden.shape[1] :]
+        heads, mlp_dim = s.decoder_heads, s.decoder_mlp_dim
+        block = Block(heads, mlp_dim, s.layer_norm_eps, s.qkv_bias, 0.0, self.dtype, parent=None)
+        layers = self.param("blocks", stack.init(block, s.decoder_depth), x, None)
+        guessed = lambda tokens: tokens[:, -hidden.shape[1] :]
+        x = stack.run(block, layers, x, None, read=guessed)
         x = nn.LayerNorm(s.layer_norm_eps, dtype=self.dtype, use_fast_variance=False, name="norm")(
             x
         )
