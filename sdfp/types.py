@@ -18,7 +18,8 @@ Key = jax.Array
 LossFn = Callable[[Params, Any, Batch, Key], dict[str, jax.Array]]
 """`(params, frozen, batch, key) -> {term: [examples]}`. Values are per example:
 only the training step reduces them, so that padding, accumulation and devices
-cannot change the mean. `frozen` is whatever is read but never trained."""
+cannot change the mean. `frozen` is whatever is read but never trained; a loss that reads
+`batch["target"]` must not count on it: with a table of targets it is None."""
 
 
 class UserError(Exception):

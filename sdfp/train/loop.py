@@ -101,24 +101,49 @@ def train(
     Yields:
         After every call: (steps done, the function that fetches the state, metrics [steps]).
     """
-    done, examples = int(devices.fetch(state.step)), len(feed.split)
+    calls = _calls(
+        int(devices.fetch(state.step)),
+        feed,
+        recipe.steps,
+        order,
+        devices,
+        steps_per_call,
+        pause_every,
+    )
+    call = next(calls, None)
+    while call:
+        done, count, batches = call
+        state, metrics = compiled(state, frozen, feed.resident, batches, key, count)
+        call = next(calls, None)  # made while the devices compute
+        host_metrics = {k: np.asarray(v)[:count] for k, v in devices.fetch(metrics).items()}
+        yield done, partial(devices.fetch, state), host_metrics
+
+
+def _calls(
+    done: int,
+    feed: Feed,
+    steps: int,
+    order: Order,
+    devices: Devices,
+    steps_per_call: int,
+    pause_every: int,
+) -> Iterator[tuple[int, int, Any]]:
+    """What each call takes, after `done` steps: (steps done behind it, its steps, its batches on
+    the devices)."""
+    examples = len(feed.split)
     arrange = feed.layout(order.sample(examples), devices.count, complete=False)
     batches = (arrange(order.batch(step, examples)) for step in itertools.count(done))
     waiting = next(batches)
-    while done < recipe.steps:
-        pause = min(recipe.steps, (done // pause_every + 1) * pause_every)
+    while done < steps:
+        pause = min(steps, (done // pause_every + 1) * pause_every)
         call, waiting = _alike(waiting, batches, min(steps_per_call, pause - done))
         count = len(call)
         # Always the full number of batches: another shape would be another program.
         call += call[-1:] * (steps_per_call - count)
         stacked: dict = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
         stacked.update(feed.rows(stacked["index"]))
-        state, metrics = compiled(
-            state, frozen, feed.resident, devices.shard(stacked, 2), key, count
-        )
         done += count
-        host_metrics = {k: np.asarray(v)[:count] for k, v in devices.fetch(metrics).items()}
-        yield done, partial(devices.fetch, state), host_metrics
+        yield done, count, devices.shard(stacked, 2)
 
 
 def _alike(first: Mapping, batches: Iterator, most: int) -> tuple[list, Mapping]:

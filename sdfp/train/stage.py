@@ -42,6 +42,7 @@ class Stage(NamedTuple):
     card: Mapping[str, Any]
     """How to use the result elsewhere, see `kept.keep`."""
     frozen: Any = None
+    """Parameters that are read and never trained: by `per_example`, else by the loss itself."""
     per_example: Callable | None = None
     weights: Mapping[str, float] = {}
     make_optimizer: Callable = optim.adamw_of
@@ -100,10 +101,13 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
     devices, run, recipe = place.devices, place.run, stage.recipe
     tx = stage.make_optimizer(recipe)
     state, past = _start(stage, directory, tx)
+    first, state = int(state.step), devices.replicate(state)  # no second copy on the host
     frozen = devices.replicate(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
+    if stage.per_example and not per_example:
+        frozen = None  # the table has all that steps want of it
     calls = loop.train(
-        devices.replicate(state),
+        state,
         frozen,
         feed,
         jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.stream.encode())),
@@ -126,10 +130,8 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
         pause_every=run.checkpoint_every,
     )
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    fetch = lambda: state
-    log = report.StageLog(
-        directory, stage.name, recipe.steps, int(state.step), run.log_every, board
-    )
+    fetch = partial(devices.fetch, state)  # where no step is left to be done
+    log = report.StageLog(directory, stage.name, recipe.steps, first, run.log_every, board)
     with log:
         for done, fetch, metrics in calls:
             _refuse_non_finite(stage.name, done, metrics)
@@ -145,17 +147,17 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
         "seconds": round(seconds, 3),
         "examples_per_second": round(seen / seconds, 2),
         "init_digest": stage.origin,
-        "teacher_digest": _unchanged(stage, devices.fetch(frozen)),
+        "teacher_digest": _frozen_digest(stage, frozen and devices.fetch(frozen)),
         "encoder_digest": checkpoint.digest(params["encoder"]),
     }
 
 
-def _unchanged(stage: Stage, after: Any) -> str | None:
-    """Digest of the frozen parameters, the same before and after training."""
+def _frozen_digest(stage: Stage, after: Any) -> str | None:
+    """Of the frozen parameters, which must be the same `after` training if steps had them."""
     if stage.frozen is None:
         return None
     before = checkpoint.digest(stage.frozen)
-    if checkpoint.digest(after) != before:
+    if after is not None and checkpoint.digest(after) != before:
         raise RuntimeError(f"{stage.name}: the frozen parameters changed during training")
     return before
 
