@@ -125,6 +125,8 @@ def run() -> ConfigDict:
             # Whether to measure the masked loss on the reported split, too, after a masked stage.
             "masked_loss": False,
             "tensorboard": True,
+            # A folder of yours alone, for compiled programs: the next run need not compile them.
+            "compilation_cache": "",  # "" = none
         }
     )
 

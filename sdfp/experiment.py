@@ -77,6 +77,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     groups = rows.expand(settings, wish.grid)
     precision = parallel.precision(settings.precision)
     preflight.check_workdir(workdir)
+    parallel.keep_programs(settings.run.compilation_cache)
     with precision.context():
         place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
         _greet(settings, place, precision)

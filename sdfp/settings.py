@@ -114,6 +114,7 @@ class Run:
     pictures: int = number(0)
     masked_loss: bool
     tensorboard: bool
+    compilation_cache: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,61 @@
+"""`config.run.compilation_cache`: programs are kept, and only where nobody else can put any."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdfp import parallel
+from sdfp.types import UserError
+
+PROGRAM = """
+import sys, jax, jax.numpy as jnp
+from sdfp import parallel
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+parallel.keep_programs(sys.argv[1])
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(4)).sum(), end=" ")
+print(any("cache_hits" in event for event in hits))
+"""
+
+
+def run(folder: Path) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return process.stdout.split()
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+    folder = tmp_path / "made" / "programs"
+    value, found = run(folder)
+    assert found == "False"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert run(folder) == [value, "True"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path, mode):
+    tmp_path.chmod(mode)
+    with pytest.raises(UserError, match="others can write to it"):
+        parallel.keep_programs(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        parallel.keep_programs(str(tmp_path / "file" / "folder"))
+
+
+def test_none_by_default():
+    before = parallel.jax.config.jax_compilation_cache_dir
+    parallel.keep_programs("")
+    assert parallel.jax.config.jax_compilation_cache_dir == before
