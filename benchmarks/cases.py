@@ -55,6 +55,8 @@ class Made(NamedTuple):
     """Arrays `image` (uint8, NHWC) and `label`, or `tokens`, `length` and `label`."""
     classes: int
     order: Order
+    timed: int
+    """Steps."""
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """`index` and `weight` [examples] of a step: the same examples on both sides."""
@@ -94,8 +96,9 @@ def make(case: Case) -> Made:
     order = Order(0, case.batch, recipe.accumulate, 1)
     if case.backbone.startswith("roberta"):
         data = DATASETS["scierc"].load(settings.data)
-        return Made(settings, recipe, data.train, len(data.class_names), order)
-    return Made(settings, recipe, _images(settings.model, max(IMAGES, case.batch)), CLASSES, order)
+        return Made(settings, recipe, data.train, len(data.class_names), order, case.steps)
+    split = _images(settings.model, max(IMAGES, case.batch))
+    return Made(settings, recipe, split, CLASSES, order, case.steps)
 
 
 def _images(model: Any, count: int) -> Split:

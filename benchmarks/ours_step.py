@@ -4,6 +4,7 @@ The loop, the compiled program and the input are those of a run. Only the parame
 table (computed once per stage, so no part of a step) and, of images, the pixels are random.
 """
 
+import collections
 import json
 import resource
 import sys
@@ -22,6 +23,7 @@ from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.optim import adamw_of
 from sdfp.train import loop, step
+from sdfp.types import UserError
 
 
 class Job(NamedTuple):
@@ -29,8 +31,9 @@ class Job(NamedTuple):
 
     made: cases.Made
     devices: parallel.Devices
-    state: step.State
-    """On the host."""
+    start: Callable
+    """() -> the state before the first step, on the devices. Made anew each time: as in a run, no
+    second copy is kept."""
     feed: loading.Feed
     compiled: Callable
 
@@ -48,12 +51,15 @@ def build(made: cases.Made, stage: str) -> Job:
         params = backbone.add_head(params, made.classes, jax.random.key(1))
         loss_fn = algorithm.finetune_loss(backbone)
     elif stage == "self_distill":
+        if made.recipe.augment:
+            raise UserError("an augmented stage runs its teacher in every step: not measured here")
         loss_fn = algorithm.self_distillation_loss(backbone, "cls")
         table = np.random.default_rng(0).normal(size=(len(made.split), settings.model.dim))
         target = devices.replicate({"target": table.astype(np.float32)})
         feed = feed._replace(resident={**feed.resident, **target})
     else:
         loss_fn = algorithm.masked_loss(backbone)
+    params = jax.device_get(params)  # a training step consumes what is on the devices
     tx = adamw_of(made.recipe)
     prepare = lambda batch, key, augment: batch
     if "image" in made.split.arrays:
@@ -62,14 +68,16 @@ def build(made: cases.Made, stage: str) -> Job:
     compiled = loop.compile_train(
         devices, loss_fn, loop.make_prepare(prepare, made.recipe.augment, None), tx, ()
     )
-    return Job(made, devices, jax.device_get(step.init_state(params, tx)), feed, compiled)
+    start = lambda: devices.replicate(step.init_state(params, tx))
+    return Job(made, devices, start, feed, compiled)
 
 
 def calls(job: Job, steps: int, compiled: Callable):
     """The loop of a run, over so many steps."""
     run = job.made.settings.run
+    per_call = min(run.steps_per_call, -(-job.made.timed // 3))  # three calls at least
     return loop.train(
-        job.devices.replicate(job.state),
+        jax.block_until_ready(job.start()),
         None,
         job.feed,
         jax.random.key(0),
@@ -77,12 +85,14 @@ def calls(job: Job, steps: int, compiled: Callable):
         recipe=replace(job.made.recipe, steps=steps),
         order=job.made.order._replace(devices=job.devices.count),
         devices=job.devices,
-        steps_per_call=run.steps_per_call,
+        steps_per_call=per_call,
         pause_every=run.checkpoint_every,
     )
 
 
 def measure(case: cases.Case) -> dict:
+    """All that benchmarks/step_time.py reads."""
+    imported = 0 if jax.devices()[0].memory_stats() else peak_bytes()
     made = cases.make(case)
     with parallel.precision(made.settings.precision).context():
         job = build(made, case.stage)
@@ -94,10 +104,10 @@ def measure(case: cases.Case) -> dict:
         began = time.perf_counter()
         # Of texts every shape that is timed must have been compiled.
         warm = case.steps if "tokens" in made.split.arrays else 1
-        for _ in calls(job, warm, job.compiled):
-            pass
+        collections.deque(calls(job, warm, job.compiled), maxlen=0)  # keeps no state of it
         first, compile_seconds = time.perf_counter() - began, sum(compiling)
         seconds, losses, kept = timed(job, case.steps)
+        total = sum(each * call[1] for each, call in zip(seconds, kept, strict=True))
         peak = peak_bytes()
         device_seconds, counted = replayed(job, kept)
         return {
@@ -107,9 +117,10 @@ def measure(case: cases.Case) -> dict:
             "first_seconds": first,
             "compile_seconds": compile_seconds,
             "programs": len({shapes for _, _, shapes in kept}),
-            "outside": 1 - device_seconds / sum(seconds),
+            "outside": 1 - device_seconds / total,
             "peak_bytes": peak,
-            **counted,
+            "import_bytes": imported,
+            "flops": counted,
             "matmul_peak": matmul_peak(parallel.precision(made.settings.precision)),
             "precision": parallel.precision(made.settings.precision).name,
             "device": jax.devices()[0].device_kind,
@@ -118,26 +129,28 @@ def measure(case: cases.Case) -> dict:
 
 
 def timed(job: Job, steps: int) -> tuple[list[float], list[float], list]:
-    """Seconds and loss of each step, and the arguments of each call."""
+    """Seconds per step of each call, the losses, and the arguments of each call."""
     kept: list[tuple] = []
+    began = 0.0
 
     def noting(state, frozen, resident, batches, key, count):
+        nonlocal began
+        began = began if kept else time.perf_counter()  # what a stage does once is no part of it
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batches))
         kept.append(((frozen, resident, batches, key, count), count, shapes))
         return job.compiled(state, frozen, resident, batches, key, count)
 
     seconds, losses, done = [], [], 0
-    began = time.perf_counter()
     for now, _, metrics in calls(job, steps, noting):
-        seconds += [(time.perf_counter() - began) / (now - done)] * (now - done)
+        seconds.append((time.perf_counter() - began) / (now - done))
         losses += metrics["loss"].tolist()
         done, began = now, time.perf_counter()
     return seconds, losses, kept
 
 
-def replayed(job: Job, kept: list[tuple]) -> tuple[float, dict[str, float]]:
+def replayed(job: Job, kept: list[tuple]) -> tuple[float, float]:
     """Seconds of the same calls with nothing between them, and the operations of a step."""
-    state = job.devices.replicate(job.state)
+    state = job.start()
     jax.block_until_ready(state)
     began = time.perf_counter()
     for arguments, _, _ in kept:
@@ -151,9 +164,7 @@ def replayed(job: Job, kept: list[tuple]) -> tuple[float, dict[str, float]]:
     }
     steps = sum(number for _, number, _ in kept)
     total = sum(count[shapes] * number for _, number, shapes in kept)
-    arguments = next(iter(of_shape.values()))
-    analysis = job.compiled.lower(state, *arguments).cost_analysis() or {}
-    return seconds, {"flops": total / steps, "xla_flops": analysis.get("flops", 0.0)}
+    return seconds, total / steps
 
 
 def peak_bytes() -> int:
@@ -180,4 +191,8 @@ def _seconds(product: Callable, matrix: jax.Array) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(cases.Case(**json.loads(sys.argv[1])))))
+    try:
+        print(json.dumps(measure(cases.Case(**json.loads(sys.argv[1])))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -4,7 +4,8 @@
         --against torch --json out.json
 
 The reference (benchmarks/torch_step.py) is the authors' procedure in PyTorch and transformers with
-the same model, examples and optimiser. `ratio` in the JSON is reference / ours, of the medians.
+the same model, examples and optimiser. `ratio` in the JSON is reference / ours, of the medians; GB
+is peak memory beyond what importing the libraries takes.
 """
 
 import argparse
@@ -32,12 +33,12 @@ def read_flags(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", choices=("torch", "nothing"), default="torch")
     parser.add_argument("--precision", default="auto", help="ours: auto|float32|tf32|bfloat16")
     parser.add_argument(
-        "--reference_precision", default="float32", help="float32|tf32|bfloat16|bfloat16_compile"
+        "--reference_precision", default="auto", help="auto|float32|tf32|bfloat16|bfloat16_compile"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed, of each process")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side")
     parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
-    parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, ours")
+    parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, of both")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(words)
 
@@ -69,6 +70,8 @@ def summary(results: list[dict], peak: float) -> dict:
         "matmul_peak": peak,
         "share_of_peak": flops / step / peak,
         "peak_bytes": max(result["peak_bytes"] for result in results),
+        "import_bytes": max(result["import_bytes"] for result in results),
+        "precision": results[0]["precision"],
         "first_seconds": statistics.median(result["first_seconds"] for result in results),
     }
 
@@ -99,8 +102,9 @@ def compare(flags: argparse.Namespace) -> dict:
     for key in ("compile_seconds", "outside"):
         made["ours"][key] = statistics.median(result[key] for result in first)
     if "reference" in made:
-        for key, name in (("seconds", "ratio"), ("peak_bytes", "memory_ratio")):
-            made[name] = made["reference"][key] / made["ours"][key]
+        own = lambda side: made[side]["peak_bytes"] - made[side]["import_bytes"]
+        made["ratio"] = made["reference"]["seconds"] / made["ours"]["seconds"]
+        made["memory_ratio"] = own("reference") / own("ours")
     return made | {"processes": results}
 
 
@@ -128,16 +132,16 @@ def show(made: dict) -> None:
     print(
         f"{'':10} {'s/step':>8} {'range':>15} {'GFLOP':>8} {'TFLOP/s':>8} {'of peak':>8} {'GB':>6}"
     )
-    for side in SIDES.keys() & made.keys():
+    for side in [side for side in SIDES if side in made]:
         s = made[side]
         spread = f"{s['fastest']:.4g}-{s['slowest']:.4g}"
         print(
             f"{side:10} {s['seconds']:8.4g} {spread:>15} {s['flops'] / 1e9:8.1f} "
             f"{s['flops_per_second'] / 1e12:8.3f} {s['share_of_peak']:8.2f} "
-            f"{s['peak_bytes'] / 1e9:6.2f}"
+            f"{(s['peak_bytes'] - s['import_bytes']) / 1e9:6.2f} {s['precision']}"
         )
     ours = made["ours"]
-    print(f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.2%}")
+    print(f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.1%}")
     if "ratio" in made:
         print(f"reference / ours: time {made['ratio']:.2f}, memory {made['memory_ratio']:.2f}")
 

@@ -132,8 +132,10 @@ def _unmasked(config: Any) -> Iterator[None]:
         yield
         return
     ratio, config.mask_ratio = config.mask_ratio, 0.0
-    yield
-    config.mask_ratio = ratio
+    try:
+        yield
+    finally:
+        config.mask_ratio = ratio
 
 
 def make_step(stage: str, models: Models, recipe: Any, bfloat16: bool = False) -> Callable:

@@ -4,7 +4,7 @@ has the fields of `cases.Case`; its last line of output is one JSON object.
 The authors' procedure in PyTorch and transformers (benchmarks/torch_stages.py): the teacher runs in
 every step, texts are padded to the longest of their batch, words are predicted at all positions.
 `precision` is float32 | tf32 | bfloat16 (autocast) | bfloat16_compile (and torch.compile); "auto"
-is float32. What a step reads is ready on the device before its clock starts, masked words drawn,
+is ours. What a step reads is ready on the device before its clock starts, masked words drawn,
 which favours this side.
 """
 
@@ -18,8 +18,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.initialization import no_init_weights
 
 from benchmarks import cases, torch_stages
 from benchmarks.torch_stages import Models
@@ -32,30 +34,32 @@ def make(case: cases.Case) -> cases.Made:
     return cases.make(replace(case, precision="auto"))
 
 
-def make_models(made: cases.Made, stage: str) -> Models:
+def make_models(made: cases.Made, stage: str, device: str = DEVICE) -> Models:
     """Student and teacher of a stage, with random weights, on the device."""
     settings = made.settings
     models = torch_stages.make_models(settings.model_name, settings.model, stage, made.classes)
-    return Models(*(model and model.to(DEVICE) for model in models))
+    if device == "cpu":
+        return models
+    return Models(*(model and model.to(device) for model in models))
 
 
-def inputs(made: cases.Made, step: int) -> dict:
+def inputs(made: cases.Made, step: int, device: str = DEVICE) -> dict:
     """What `torch_stages.losses` takes: the examples of a step, on the device."""
     batch, arrays = made.batch(step), made.split.arrays
     index = batch["index"][batch["weight"] > 0]
-    labels = torch.tensor(arrays["label"][index]).long().to(DEVICE)
+    labels = torch.tensor(arrays["label"][index]).long().to(device)
     if "image" in arrays:
         data = made.settings.data
         mean, std = (np.array(values, np.float32) for values in (data.mean, data.std))
         pixels = (arrays["image"][index] / np.float32(255) - mean) / std
         return torch_stages.image_batch(
-            torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(DEVICE), labels
+            torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(device), labels
         )
     length = arrays["length"][index]
     tokens = arrays["tokens"][index, : length.max()]
     attended = np.arange(length.max()) < length[:, None]
     masked, target = mask_words(tokens, made.settings.model, np.random.default_rng(step))
-    tensor = lambda array: torch.tensor(array).long().to(DEVICE)
+    tensor = lambda array: torch.tensor(array).long().to(device)
     plain = {"input_ids": tensor(tokens), "attention_mask": tensor(attended)}
     hidden = {**plain, "input_ids": tensor(masked), "labels": tensor(target)}
     return {"plain": plain, "masked": hidden, "labels": labels}
@@ -91,7 +95,10 @@ def _wait() -> None:
 
 def measure(case: cases.Case) -> dict:
     """All that benchmarks/step_time.py reads."""
-    precision = "float32" if case.precision == "auto" else case.precision
+    imported = 0 if DEVICE == "cuda" else peak_bytes()
+    precision = case.precision
+    if precision == "auto":  # as ours
+        precision = "tf32" if DEVICE == "cuda" else "float32"
     if precision not in ("float32", "tf32", "bfloat16", "bfloat16_compile"):
         raise ValueError(f"no precision {precision!r}")
     torch_stages.set_precision(precision)
@@ -103,8 +110,8 @@ def measure(case: cases.Case) -> dict:
             if model:
                 model.compile()
     step = torch_stages.make_step(case.stage, models, made.recipe, bfloat16)
-    # Of texts every shape that is timed must have been compiled and laid out, as on our side.
-    warm = range(case.steps if "tokens" in made.split.arrays else 1)
+    # As on our side, every shape of texts has been seen; torch.compile may do so twice.
+    warm = range(case.steps if "tokens" in made.split.arrays else 2)
     first = sum(timed(step, inputs(made, number))[0] for number in warm)
     measured = [timed(step, inputs(made, number)) for number in range(case.steps)]
     seconds, losses = zip(*measured, strict=True)
@@ -114,6 +121,7 @@ def measure(case: cases.Case) -> dict:
         "first_seconds": first,
         "losses": losses,
         "peak_bytes": peak_bytes(),
+        "import_bytes": imported,
         "flops": count_flops(made, case),
         "matmul_peak": matmul_peak(torch.bfloat16 if bfloat16 else torch.float32),
         "precision": "bfloat16" if bfloat16 else precision,
@@ -139,16 +147,19 @@ def count_flops(made: cases.Made, case: cases.Case) -> float:
     Attention as its plain products: the fused ones are counted only on some devices, and those
     compute some products twice.
     """
-    step = torch_stages.make_step(case.stage, make_models(made, case.stage), made.recipe)
     total, of_shape = 0, {}
-    for number in range(case.steps):
-        batch = inputs(made, number)
-        shape = next(iter(batch["plain"].values())).shape
-        if shape not in of_shape:
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                step(batch)
-            of_shape[shape] = counter.get_total_flops()
-        total += of_shape[shape]
+    # Fake tensors have shapes and no values: nothing is computed, or initialised.
+    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+        models = make_models(made, case.stage, "cpu")
+        step = torch_stages.make_step(case.stage, models, made.recipe)
+        for number in range(case.steps):
+            batch = inputs(made, number, "cpu")
+            shape = next(iter(batch["plain"].values())).shape
+            if shape not in of_shape:
+                with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                    step(batch)
+                of_shape[shape] = counter.get_total_flops()
+            total += of_shape[shape]
     return total / case.steps
 
 
