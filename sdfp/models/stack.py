@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
@@ -47,20 +48,18 @@ def run(
     depth = jax.tree.leaves(params)[0].shape[0]
     keys = None if key is None else jax.random.split(key, depth)
 
-    def one(x, layer, **how) -> Any:
-        params, key = layer
-        rngs = None if key is None else {"dropout": key}
-        return block.apply({"params": params}, x, *args, rngs=rngs, **how)
+    def layer(x, number, **how) -> Any:
+        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
+        rngs = None if keys is None else {"dropout": at(keys)}
+        return block.apply({"params": jax.tree.map(at, params)}, x, *args, rngs=rngs, **how)
 
     # The backward pass finds the outputs of a block's projections; what is cheap or large (norms,
-    # activations, attention weights) it computes again: less to write, less memory.
+    # activations, attention weights) it computes again: less to write, less memory. A layer's
+    # parameters are taken within, by its number, so that they are neither copied nor saved.
     @partial(jax.checkpoint, prevent_cse=False, policy=SAVED)
-    def step(x, layer):
-        return one(x, layer), None
+    def step(x, number):
+        return layer(x, number), None
 
-    layers = (params, keys)
-    if read is None:
-        return jax.lax.scan(step, x, layers)[0]
-    # The slice is a copy of the parameters: less to move than the last block has to compute.
-    x, _ = jax.lax.scan(step, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
-    return one(x, jax.tree.map(lambda leaf: leaf[-1], layers), read=read)
+    whole = depth if read is None else depth - 1
+    x, _ = jax.lax.scan(step, x, jnp.arange(whole))
+    return x if read is None else layer(x, depth - 1, read=read)
