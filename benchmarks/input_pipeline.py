@@ -14,10 +14,7 @@ import importlib.util
 import json
 import math
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +30,6 @@ from PIL import Image
 
 # Nothing of sdfp up here: the loader forks, and a process that has imported JAX should not.
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 COMPARED = 8
 """Images of which both sides report the mean colours, to show that they do the same."""
@@ -182,16 +178,16 @@ def answer(side: Callable) -> None:
 
 
 def _ask(side: Callable, task: Task) -> dict[str, Any]:
+    from benchmarks import outcome
+
     program = f"from benchmarks import input_pipeline as b; b.answer(b.{side.__name__})"
-    command, given = [sys.executable, "-c", program], json.dumps(asdict(task))
-    ended = subprocess.run(command, input=given, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if ended.returncode:
-        raise SystemExit(f"the side {side.__name__!r} failed: see above")
-    return json.loads(ended.stdout.splitlines()[-1])
+    return outcome.answer(["-c", program], json.dumps(asdict(task)))
 
 
 def measure(task: Task, rounds: int) -> dict[str, Any]:
     """Alternates the sides, so that a slower hour of the machine meets both."""
+    from benchmarks import outcome
+
     for file in task.files:  # what a disk takes to read them is not the question
         Path(file).read_bytes()
     rates: dict[str, list[float]] = {name: [] for name in MEASURED}
@@ -214,19 +210,13 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
         "epochs_to_pay": 1 / median["ours_first"] / saved if saved > 0 else None,
         "images_per_second": told,
         "largest_colour_difference": float(gap),
-        "machine": {**_machine(), "device": mine["device"], "load_before": load},
+        "machine": {**outcome.machine(), "device": mine["device"], "load_before": load},
     }
 
 
 def _summary(values: list[float]) -> dict[str, Any]:
     low, middle, high = min(values), statistics.median(values), max(values)
     return {"median": middle, "min": low, "max": high, "samples": values}
-
-
-def _machine() -> dict[str, Any]:
-    found = Path("/proc/cpuinfo")  # what platform.processor() does not tell on Linux
-    model = re.search(r"model name\s*: (.*)", found.read_text()) if found.is_file() else None
-    return {"cpu": model[1] if model else platform.processor(), "cores": os.cpu_count()}
 
 
 def make_task(arguments: argparse.Namespace) -> Task:
@@ -257,20 +247,27 @@ def main() -> None:
     arguments = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
         parser.exit(2, "torch is not installed: nothing to compare with\n")
+    from benchmarks import outcome
+
+    outcome.conclude(lambda: compare(arguments), show, arguments.json)
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from sdfp import report
     from sdfp.types import UserError
 
     try:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         task = make_task(arguments)
-        measured = measure(task, arguments.rounds)
     except (UserError, OSError) as error:
-        parser.exit(2, str(error).replace("--config.data.dir", "--data") + "\n")
+        raise UserError(str(error).replace("--config.data.dir", "--data")) from error
+    measured = measure(task, arguments.rounds)
     others = {name: metadata.version(name) for name in ("torch", "transformers", "pillow")}
     settings = asdict(task) | {"files": len(task.files), "workers": WORKERS, "data": arguments.data}
     del settings["labels"]
-    found = {**measured, "settings": settings, "versions": {**report.versions(), **others}}
-    arguments.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    return {**measured, "settings": settings, "versions": {**report.versions(), **others}}
+
+
+def show(found: dict[str, Any]) -> None:
     for name, told in found["images_per_second"].items():
         print(f"{told['median']:9.0f} ({told['min']:.0f} to {told['max']:.0f})  {MEASURED[name]}")
     print(f"times the loader's: {found['ratio']:.2f}, streamed {found['ratio_streamed']:.2f}")

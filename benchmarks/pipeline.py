@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import outcome
 from sdfp import config
 from sdfp.data import cub
 from sdfp.methods.registry import METHODS
@@ -172,7 +173,7 @@ def compare(flags: argparse.Namespace) -> dict[str, Any]:
             print(f"{side} {number}: {run['seconds']:.1f} s", flush=True)
     made = {
         "command": "python -m benchmarks.pipeline " + " ".join(sys.argv[1:]),
-        "cores": os.cpu_count(),
+        "machine": outcome.machine(),
         "images": {part: len(job[part]) for part in ("train", "test")},
         "overrides": words,
         **{side: medians(found) for side, found in runs.items()},
@@ -198,18 +199,6 @@ def show(made: Mapping[str, Any]) -> None:
         print(f"{name:18} {value:9.2f} {other:9.2f} {other / value:6.2f}")
 
 
-def main() -> None:
-    flags = read_flags()
-    try:
-        made = compare(flags)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    show(made)
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(json.dumps(made, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    flags = read_flags()
+    outcome.conclude(lambda: compare(flags), show, flags.json)

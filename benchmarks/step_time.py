@@ -10,18 +10,13 @@ is peak memory beyond what importing the libraries takes.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks import cases
-from sdfp.types import UserError
+from benchmarks import cases, outcome
 
-ROOT = Path(__file__).parents[1]
 SIDES = {"ours": "benchmarks.ours_step", "reference": "benchmarks.torch_step"}
 
 
@@ -41,20 +36,6 @@ def read_flags(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, of both")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(words)
-
-
-def run(side: str, case: cases.Case) -> dict:
-    """One process of one side; its last line of output is the result."""
-    done = subprocess.run(
-        [sys.executable, "-m", SIDES[side], json.dumps(asdict(case))],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"{SIDES[side]} stopped with exit code {done.returncode}; see above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def summary(results: list[dict], peak: float) -> dict:
@@ -92,10 +73,11 @@ def compare(flags: argparse.Namespace) -> dict:
     results: dict[str, list[dict]] = {side: [] for side in sides}
     for number in range(flags.repeats):
         for side in sides:
-            results[side].append(run(side, case_of[side]))
+            given = json.dumps(asdict(case_of[side]))
+            results[side].append(outcome.answer(["-m", SIDES[side], given]))
             print(f"{side} {number}: {_steps(results[side][-1]['seconds'])}", flush=True)
     made = {"command": "python -m benchmarks.step_time " + " ".join(sys.argv[1:])}
-    made |= {"case": asdict(case), "machine": machine(), "cores": os.cpu_count()}
+    made |= {"case": asdict(case), "machine": outcome.machine()}
     for side in sides:
         made[side] = summary(results[side], _peak(results, side))
     first = results["ours"]
@@ -113,15 +95,6 @@ def _peak(results: dict[str, list[dict]], side: str) -> float:
     same = results[side][0]["precision"]
     every = [result for group in results.values() for result in group]
     return max(result["matmul_peak"] for result in every if result["precision"] == same)
-
-
-def machine() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
 
 
 def _steps(seconds: list[float]) -> str:
@@ -146,18 +119,6 @@ def show(made: dict) -> None:
         print(f"reference / ours: time {made['ratio']:.2f}, memory {made['memory_ratio']:.2f}")
 
 
-def main() -> None:
-    flags = read_flags()
-    try:
-        made = compare(flags)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    show(made)
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(json.dumps(made, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    flags = read_flags()
+    outcome.conclude(lambda: compare(flags), show, flags.json)

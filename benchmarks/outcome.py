@@ -1,0 +1,58 @@
+"""What the benchmarks share: processes that answer in JSON, the machine, and how a run ends."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdfp.types import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def answer(command: Sequence[str], given: str = "") -> dict[str, Any]:
+    """The last line that a process prints, read as JSON.
+
+    Args:
+        command: of a Python program, without the interpreter.
+        given: its standard input.
+
+    Raises:
+        UserError: it failed; what it said of that was shown.
+    """
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        input=given,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"python {' '.join(command)[:80]} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name and its cores."""
+    found = Path("/proc/cpuinfo")  # what platform.processor() does not tell on Linux
+    name = re.search(r"model name\s*: (.*)", found.read_text()) if found.is_file() else None
+    return {"cpu": name[1] if name else platform.processor(), "cores": os.cpu_count()}
+
+
+def conclude(measure: Callable, show: Callable, path: Path | None) -> None:
+    """Measures, shows what was found and writes it; a mistake of the user's is one line, exit 2."""
+    try:
+        made = measure()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    show(made)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made, indent=1, default=str) + "\n")
