@@ -17,7 +17,7 @@ from sdfp.train import loop
 
 ROOT = Path(__file__).parents[1]
 ROWS = (*METHODS, "self_distillation+label_smoothing", "further_pretrain+recadam")
-STEPS, RATE = 30, 1e-2
+STEPS, RATE = 36, 1e-2
 TRAIN, TEST = 21, 6  # batches of 8, 8 and 5
 WORDS = {
     "cause": ("the", "model", "learns", "from", "few"),
