@@ -8,6 +8,7 @@ Where do I find ...
     the stages that a cell takes            stages.py
     a data set                              data/, one file each
     a model                                 models/, one file each
+    what the models share                   models/{stack,attention,dropout}.py
     the training step, and what it reduces  train/step.py
     the loops over batches                  train/loop.py
     a stage: optimiser, teacher, resume     train/stage.py
