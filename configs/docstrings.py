@@ -4,8 +4,8 @@ package, from theta_init made on docstrings of the installed scientific packages
     python -m sdfp.main --config configs/docstrings.py
 
 Source files are read with `ast`, never imported. The tokenizer is learnt on the spot. Test macro-F1
-of the command above, mean ± std of 3 seeds, 9 packages, Python 3.11.7, jax 0.10.2 on 2 CPU cores (7
-minutes): finetune 57.99 ± 1.84, further_pretrain 59.83 ± 0.54, self_distillation 60.30 ± 0.76.
+of the command above, mean ± std of 3 seeds, 9 packages, Python 3.11.7, jax 0.10.2 on 2 CPU cores (8
+minutes): finetune 56.00 ± 1.44, further_pretrain 54.57 ± 0.96, self_distillation 55.59 ± 1.62.
 Other Python or package versions have other docstrings; results.json has the corpus' fingerprint.
 The fine-tuning recipe was chosen from four tries by the test figures of plain fine-tuning.
 """
