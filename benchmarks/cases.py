@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import config
+from sdfp import config, experiment
 from sdfp.data.interface import Split
 from sdfp.data.registry import DATASETS
-from sdfp.methods.registry import METHODS
-from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment, Recipe
 from sdfp.train.loop import Order
 from sdfp.types import UserError
@@ -85,11 +83,7 @@ def make(case: Case) -> Made:
         raw.data.tokenizer = str(folder / "tokenizer" / "roberta-base")
         raw.model.vocab_size = TOKENS
     raw.init.kind, raw.init.weights, raw.method.kd.weights = "scratch", "", ""
-    settings = config.parse(
-        raw,
-        {name: family.settings for name, family in BACKBONES.items()},
-        {name: method.settings for name, method in METHODS.items()},
-    )
+    settings = experiment.parse(raw)
     # A schedule of the full length: the few steps that are timed are its first.
     recipe = getattr(settings.stages, case.stage)
     recipe = replace(recipe, steps=max(recipe.steps, case.steps + 2))

@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def answer(command: Sequence[str], given: str = "") -> dict[str, Any]:
-    """The last line that a process prints, read as JSON.
+    """The last line that a process prints, read as JSON; as `output`."""
+    return json.loads(output(command, given).splitlines()[-1])
+
+
+def output(command: Sequence[str], given: str = "") -> str:
+    """What a process prints. It compiles everything itself: no cache of yours is in its way.
 
     Args:
         command: of a Python program, without the interpreter.
@@ -28,6 +33,7 @@ def answer(command: Sequence[str], given: str = "") -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"},
         input=given,
         stdout=subprocess.PIPE,
         text=True,
@@ -35,7 +41,7 @@ def answer(command: Sequence[str], given: str = "") -> dict[str, Any]:
     )
     if done.returncode:
         raise UserError(f"python {' '.join(command)[:80]} ended with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def machine() -> dict[str, Any]:

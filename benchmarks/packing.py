@@ -16,11 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdfp import config
+from sdfp import config, experiment
 from sdfp.data import loading
 from sdfp.data.registry import DATASETS
-from sdfp.methods.registry import METHODS
-from sdfp.models.registry import BACKBONES
 from sdfp.train.loop import Order
 
 DEVICES = (1, 8)
@@ -56,11 +54,7 @@ def measure(split, recipe, seed: int, devices: int) -> dict:
 
 
 def main(file: str, *overrides: str) -> None:
-    settings = config.parse(
-        config.read(file, overrides),
-        {name: family.settings for name, family in BACKBONES.items()},
-        {name: method.settings for name, method in METHODS.items()},
-    )
+    settings = experiment.parse(config.read(file, overrides))
     data = DATASETS[settings.data.name].load(settings.data)
     recipe = settings.stages.further_pretrain
     length = data.unlabelled.arrays["length"]

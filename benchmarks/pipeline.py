@@ -12,9 +12,7 @@ the system's page cache for both. `ratio` in the JSON is reference / ours, of th
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import outcome
-from sdfp import config
+from sdfp import config, experiment
 from sdfp.data import cub
-from sdfp.methods.registry import METHODS
-from sdfp.models.registry import BACKBONES
 from sdfp.settings import Data, Experiment
-from sdfp.types import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/vit_cub.py"
@@ -80,11 +75,7 @@ def overrides(flags: argparse.Namespace) -> list[str]:
 
 def read_settings(words: list[str]) -> Experiment:
     """The same job as settings."""
-    return config.parse(
-        config.read(str(ROOT / CONFIG), words),
-        {name: family.settings for name, family in BACKBONES.items()},
-        {name: method.settings for name, method in METHODS.items()},
-    )
+    return experiment.parse(config.read(str(ROOT / CONFIG), words))
 
 
 def reference_job(settings: Experiment) -> dict[str, Any]:
@@ -136,22 +127,9 @@ def reference(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _run(module_and_words: list[str]) -> tuple[float, str]:
     """Seconds and standard output of a Python process."""
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", *module_and_words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise UserError(
-            f"{module_and_words[0]} stopped with exit code {done.returncode}; see above"
-        )
-    return seconds, done.stdout
+    printed = outcome.output(["-m", *module_and_words])
+    return time.perf_counter() - began, printed
 
 
 def _with_rest(total: float, stages: dict[str, float], accuracy: float) -> dict[str, Any]:
