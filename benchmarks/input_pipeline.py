@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,26 +95,40 @@ def ours(task: Task) -> dict[str, Any]:
 
 
 def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
-    """Images per second of each epoch of batches, every one waited for."""
+    """Images per second of each call of the training loop, with a linear model."""
     import jax
+    import optax
 
+    from benchmarks import cases
     from sdfp.data import plan
-    from sdfp.train import loop
+    from sdfp.train import loop, step
 
+    def loss(params, frozen, batch, key):
+        return {"linear": batch["image"].reshape(-1, params.size) @ params}
+
+    case = cases.Case(backbone="vit_base", stage="further_pretrain", batch=task.batch, steps=0)
+    made = cases.make(case)
+    steps = (task.epochs + 1) * plan.steps_per_epoch(len(feed.split), task.batch)
+    tx = optax.sgd(1e-6)
     prepared = loop.make_prepare(prepare, task.augment, None)
-    compiled = devices.compile_map(lambda key, resident, b: prepared(None, resident, b, key))
-    key, examples = jax.random.key(0), len(feed.split)
-    order = loop.Order(0, task.batch, 1, devices.count)
-    steps = plan.steps_per_epoch(examples, task.batch)
-
-    def epoch(number: int) -> None:
-        for step in range(number * steps, (number + 1) * steps):
-            batch = {name: rows[0] for name, rows in order.batch(step, examples).items()}
-            batch.update(feed.rows(batch["index"]))
-            jax.block_until_ready(compiled(key, feed.resident, devices.shard(batch, 0)))
-
-    seconds = [_timed(partial(epoch, number))[0] for number in range(task.epochs + 1)]
-    return [examples / each for each in seconds[1:]]
+    calls = loop.train(
+        devices.replicate(step.init_state(np.zeros(task.image_size**2 * 3, np.float32), tx)),
+        None,
+        feed,
+        jax.random.key(0),
+        compiled=loop.compile_train(devices, loss, prepared, tx, ()),
+        recipe=replace(made.recipe, steps=steps),
+        order=made.order._replace(devices=devices.count),
+        devices=devices,
+        steps_per_call=made.settings.run.steps_per_call,
+        pause_every=steps,
+    )
+    rates, before = [], time.perf_counter()
+    for _, _, metrics in calls:
+        now = time.perf_counter()
+        rates.append(float(metrics["examples"].sum()) / (now - before))
+        before = now
+    return rates[1:]  # the first call is compiled
 
 
 class Files:

@@ -8,9 +8,11 @@ import collections
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases, flops
-from sdfp import algorithm, initial, parallel
+from sdfp import algorithm, initial, parallel, report
 from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.optim import adamw_of
@@ -106,10 +108,8 @@ def measure(case: cases.Case) -> dict:
         warm = case.steps if "tokens" in made.split.arrays else 1
         collections.deque(calls(job, warm, job.compiled), maxlen=0)  # keeps no state of it
         first, compile_seconds = time.perf_counter() - began, sum(compiling)
-        seconds, losses, kept = timed(job, case.steps)
-        total = sum(each * call[1] for each, call in zip(seconds, kept, strict=True))
+        seconds, losses, idle, kept = timed(job, case.steps)
         peak = peak_bytes()
-        device_seconds, counted = replayed(job, kept)
         return {
             "side": "ours",
             "seconds": seconds,
@@ -117,10 +117,11 @@ def measure(case: cases.Case) -> dict:
             "first_seconds": first,
             "compile_seconds": compile_seconds,
             "programs": len({shapes for _, _, shapes in kept}),
-            "outside": 1 - device_seconds / total,
+            "outside": idle,
+            "stage_steps": made.recipe.steps,
             "peak_bytes": peak,
             "import_bytes": imported,
-            "flops": counted,
+            "flops": operations(job, kept),
             "matmul_peak": matmul_peak(parallel.precision(made.settings.precision)),
             "precision": parallel.precision(made.settings.precision).name,
             "device": jax.devices()[0].device_kind,
@@ -128,43 +129,53 @@ def measure(case: cases.Case) -> dict:
         }
 
 
-def timed(job: Job, steps: int) -> tuple[list[float], list[float], list]:
-    """Seconds per step of each call, the losses, and the arguments of each call."""
+def timed(job: Job, steps: int) -> tuple[list[float], list[float], float, list]:
+    """Trains, logging as a run does.
+
+    Returns:
+        Seconds per step of each call; the losses; the share of the time that no call was under way,
+        from a call's metrics on the host to the start of the next; the arguments of each call.
+    """
     kept: list[tuple] = []
-    began = 0.0
+    seconds, losses, idle = [], [], []
+    ended = 0.0
 
     def noting(state, frozen, resident, batches, key, count):
-        nonlocal began
-        began = began if kept else time.perf_counter()  # what a stage does once is no part of it
+        nonlocal ended
+        now = time.perf_counter()
+        if kept:
+            idle.append(now - ended)
+        else:
+            ended = now  # what a stage does once is no part of it
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batches))
         kept.append(((frozen, resident, batches, key, count), count, shapes))
         return job.compiled(state, frozen, resident, batches, key, count)
 
-    seconds, losses, done = [], [], 0
-    for now, _, metrics in calls(job, steps, noting):
-        seconds.append((time.perf_counter() - began) / (now - done))
-        losses += metrics["loss"].tolist()
-        done, began = now, time.perf_counter()
-    return seconds, losses, kept
+    run = job.made.settings.run
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        board = folder if run.tensorboard else None
+        with report.StageLog(folder, "timed", steps, 0, run.log_every, board) as log:
+            for done, _, metrics in calls(job, steps, noting):
+                now = time.perf_counter()
+                seconds.append((now - ended) / len(metrics["loss"]))
+                ended = now
+                losses += metrics["loss"].tolist()
+                log.add(done, metrics)
+    later = [each * call[1] for each, call in zip(seconds, kept, strict=True)][1:]
+    return seconds, losses, sum(idle) / sum(later), kept
 
 
-def replayed(job: Job, kept: list[tuple]) -> tuple[float, float]:
-    """Seconds of the same calls with nothing between them, and the operations of a step."""
-    state = job.start()
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    for arguments, _, _ in kept:
-        state, metrics = job.compiled(state, *arguments)
-        jax.block_until_ready(metrics)
-    seconds = time.perf_counter() - began
+def operations(job: Job, kept: list[tuple]) -> float:
+    """Of a step, of all calls."""
+    state = jax.eval_shape(job.start)
     of_shape = {shapes: arguments for arguments, _, shapes in kept}
     count = {
         shapes: flops.matmul_flops(jax.make_jaxpr(job.compiled)(state, *arguments))
         for shapes, arguments in of_shape.items()
     }
     steps = sum(number for _, number, _ in kept)
-    total = sum(count[shapes] * number for _, number, shapes in kept)
-    return seconds, total / steps
+    return sum(count[shapes] * number for _, number, shapes in kept) / steps
 
 
 def peak_bytes() -> int:

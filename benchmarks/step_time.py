@@ -81,8 +81,9 @@ def compare(flags: argparse.Namespace) -> dict:
     for side in sides:
         made[side] = summary(results[side], _peak(results, side))
     first = results["ours"]
-    for key in ("compile_seconds", "outside"):
+    for key in ("compile_seconds", "outside", "stage_steps"):
         made["ours"][key] = statistics.median(result[key] for result in first)
+    made["ours"]["stage_hours"] = made["ours"]["stage_steps"] * made["ours"]["seconds"] / 3600
     if "reference" in made:
         own = lambda side: made[side]["peak_bytes"] - made[side]["import_bytes"]
         made["ratio"] = made["reference"]["seconds"] / made["ours"]["seconds"]
@@ -114,7 +115,10 @@ def show(made: dict) -> None:
             f"{(s['peak_bytes'] - s['import_bytes']) / 1e9:6.2f} {s['precision']}"
         )
     ours = made["ours"]
-    print(f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.1%}")
+    print(
+        f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.2%}, "
+        f"the config's {ours['stage_steps']:.0f} steps {ours['stage_hours']:.2f} h"
+    )
     if "ratio" in made:
         print(f"reference / ours: time {made['ratio']:.2f}, memory {made['memory_ratio']:.2f}")
 

@@ -1,0 +1,159 @@
+"""Where the time of a training step of ours goes, and how fast each part could be at most.
+
+    python -m benchmarks.roofline --backbone vit_base --stage self_distill --batch 8 --json out.json
+
+A part of the step does so many operations on so many bytes, and the machine's fastest matrix
+product and fastest copy, both measured here, bound its speed: the lower of peak and bandwidth x
+operations per byte. Time comes from a trace of one call, after one more: several steps, since its
+memory is touched for the first time in the first. Tried on a CPU only.
+"""
+
+import argparse
+import collections
+import glob
+import gzip
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import cases, flops, ours_step, outcome
+from sdfp import parallel
+
+PARTS = {
+    "parameters": "products with parameters",
+    "attention": "attention: products, softmax, their transpositions",
+    "zeros": "filling what loops write to",
+    "update": "optimiser, and what is done once per step",
+    "rest": "norms, activations, dropout, losses, copies",
+}
+PROJECTION = (
+    r"/(query|key|value|out|mlp_in|mlp_out|\w*embed|pred|dense|head)/(dot_general|transpose)"
+)
+
+
+def part_of(kind: str, where: str) -> str:
+    """The part that an instruction belongs to, by its name and its `op_name`."""
+    if kind.startswith("wrapped_broadcast"):
+        return "zeros"
+    if re.search(PROJECTION, where):
+        return "parameters"
+    if "attention" in where or "rhq" in where:
+        return "attention"
+    return "rest" if "jvp(" in where else "update"
+
+
+def traced(job: ours_step.Job, steps: int) -> tuple[dict[str, float], float, tuple]:
+    """Seconds per step of each part, seconds per step of the call, the call's arguments."""
+    state, arguments = job.start(), []
+
+    def keep(state, *rest):
+        arguments[:] = rest
+        return job.compiled(state, *rest)
+
+    for _ in ours_step.calls(job, steps, keep):
+        pass
+    text = job.compiled.lower(state, *arguments).compile().as_text()
+    where = {}
+    for line in re.finditer(r"^\s*(?:ROOT )?%([\w.\-]+) = .*$", text, re.MULTILINE):
+        named = re.search(r'op_name="([^"]*)"', line[0])
+        where[line[1]] = named[1] if named else ""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            began = time.perf_counter()
+            state, metrics = job.compiled(state, *arguments)
+            jax.block_until_ready(metrics)
+            seconds = time.perf_counter() - began
+        file = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)[0]
+        with gzip.open(file) as opened:
+            events = json.load(opened)["traceEvents"]
+    done = int(arguments[-1])
+    spent: dict[str, float] = collections.defaultdict(float)
+    for event in events:
+        name = event.get("args", {}).get("hlo_op", event.get("name"))
+        # A loop's own time is that of the instructions within.
+        if event.get("ph") == "X" and name in where and not name.startswith("while"):
+            spent[part_of(name, where[name])] += event["dur"] / 1e6 / done
+    return dict(spent), seconds / done, (state, *arguments)
+
+
+def bandwidth() -> float:
+    """Bytes read and written per second by the fastest of several copies of a large array."""
+    array = jnp.zeros(2**26)
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
+    seconds = []
+    for _ in range(8):
+        array.block_until_ready()
+        began = time.perf_counter()
+        array = copy(array)
+        array.block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * array.nbytes / min(seconds)
+
+
+def measure(flags: argparse.Namespace) -> dict:
+    case = cases.Case(
+        backbone=flags.backbone,
+        stage=flags.stage,
+        batch=flags.batch,
+        steps=flags.steps,
+        precision=flags.precision,
+        data=flags.data,
+    )
+    made = cases.make(case)._replace(timed=3 * flags.steps)  # one call has a third of them
+    precision = parallel.precision(made.settings.precision)
+    with precision.context():
+        job = ours_step.build(made, case.stage)
+        spent, seconds, arguments = traced(job, flags.steps)
+        program = jax.make_jaxpr(job.compiled)(*arguments)
+        peak, rate = ours_step.matmul_peak(precision), bandwidth()
+    parts = {part: {"seconds": spent.get(part, 0.0)} for part in PARTS}
+    for part, wanted in (("parameters", False), ("attention", True)):
+        of: Callable = lambda count, wanted=wanted: flops.total(
+            program, lambda product: count(product) if flops.batched(product) == wanted else 0
+        )
+        done, moved = of(flops.flops), of(flops.moved_bytes)
+        roof = min(peak, rate * done / moved)
+        parts[part] |= {"flops": done, "bytes": moved, "roof": roof, "at_best": done / roof}
+    return {
+        "case": vars(case),
+        "machine": {**outcome.machine(), "matmul_peak": peak, "bandwidth": rate},
+        "seconds": seconds,
+        "parts": parts,
+    }
+
+
+def show(found: dict) -> None:
+    machine = found["machine"]
+    print(
+        f"fastest product {machine['matmul_peak'] / 1e9:.0f} GFLOP/s, fastest copy "
+        f"{machine['bandwidth'] / 1e9:.1f} GB/s, step {found['seconds']:.3g} s"
+    )
+    print(f"{'s/step':>8} {'GFLOP':>8} {'GFLOP/s':>8} {'FLOP/B':>7} {'roof':>6}")
+    for part, told in found["parts"].items():
+        counted = " " * 32
+        if "flops" in told:
+            speed = told["flops"] / max(told["seconds"], 1e-9)
+            counted = (
+                f"{told['flops'] / 1e9:8.0f} {speed / 1e9:8.0f} "
+                f"{told['flops'] / told['bytes']:7.0f} {told['roof'] / 1e9:6.0f}"
+            )
+        print(f"{told['seconds']:8.2f} {counted}  {PARTS[part]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline")
+    parser.add_argument("--backbone", choices=cases.CONFIGS, required=True)
+    parser.add_argument("--stage", choices=cases.STAGES, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=4, help="of the traced call")
+    parser.add_argument("--precision", default="auto", help="auto|float32|tf32|bfloat16")
+    parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    outcome.conclude(lambda: measure(flags), show, flags.json)
