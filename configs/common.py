@@ -169,6 +169,8 @@ def vit(size: str) -> ConfigDict:
             "normalize_targets": True,  # predict pixels normalised within each patch
             "dropout_pretrain": 0.0,
             "dropout_finetune": 0.1,
+            # plain | cudnn: fused, for NVIDIA GPUs and precision=bfloat16; never run on one so far.
+            "attention": "plain",
         }
     )
 

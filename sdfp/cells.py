@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import initial, report, rows, stages, trained
+from sdfp import initial, preflight, report, rows, stages, trained
 from sdfp.methods.interface import Teacher, Teachers
 from sdfp.models.registry import BACKBONES
 from sdfp.rows import Row
@@ -140,6 +140,7 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
         row.masked_stage("init", own=True),
     )
     BACKBONES[settings.model_name].check_input(model, input, "data")
+    preflight.check_attention(model)
     context = context._replace(settings=settings, backbone=backbone, model=model)
     return context, Start(stages.initial_params(context, row, loaded.params), ())
 

@@ -76,6 +76,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     settings = parse(raw)
     groups = rows.expand(settings, wish.grid)
     precision = parallel.precision(settings.precision)
+    preflight.check_precision(settings.model, precision)
     preflight.check_workdir(workdir)
     parallel.keep_programs(settings.run.compilation_cache)
     with precision.context():
@@ -84,6 +85,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         target = preflight.load_data("data", settings.data, place)
         backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
         BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
+        preflight.check_attention(model)
         asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
         choice = any(len(candidates) > 1 for candidates in groups)
         asked |= {"--tune": "validation"} if choice else {}

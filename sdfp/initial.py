@@ -19,8 +19,12 @@ from sdfp.train.stage import Place
 
 
 def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
-    """The part of the model's settings that parameters depend on, and the fields `also`."""
+    """The part of the model's settings that parameters depend on, and the fields `also`.
+
+    A PORTABLE value goes without saying: so stages from before there was a choice still fit.
+    """
     other = {*model.MASKED_ONLY, *model.FINETUNE_ONLY} - set(also)
+    other |= {key for key, value in model.PORTABLE.items() if getattr(model, key) == value}
     fields = dataclasses.asdict(model).items()
     return {"name": name, **{key: value for key, value in fields if key not in other}}
 

@@ -197,3 +197,13 @@ def precision(name: str) -> Precision:
         )
     matmul = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[name]
     return Precision(name, jnp.bfloat16 if name == "bfloat16" else jnp.float32, matmul)
+
+
+def check_cudnn(asked: str, precision: Precision) -> None:
+    """Raises UserError where cuDNN cannot compute attention, which `asked` (key=value) wants."""
+    platform = jax.default_backend()
+    if platform != "gpu" or precision.name != "bfloat16":
+        raise UserError(
+            f"{asked} needs an NVIDIA GPU and config.precision=bfloat16; this is {platform} with "
+            f"{precision.name}. Use plain"
+        )

@@ -3,13 +3,16 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sdfp import checkpoint, report
+import jax.numpy as jnp
+
+from sdfp import checkpoint, parallel, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset
 from sdfp.data.loading import Feed
 from sdfp.data.registry import DATASETS
+from sdfp.models import attention
 from sdfp.settings import Examples, Experiment
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError, one_line
@@ -30,6 +33,42 @@ def check_workdir(workdir: Path) -> None:
             return
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+
+CUDNN = "config.model.attention=cudnn"
+ROUNDING = float(jnp.finfo(jnp.bfloat16).eps) / 2
+"""Relative, of one number: what no result in bfloat16 can be blamed for."""
+
+
+def check_precision(model: Any, precision: parallel.Precision) -> None:
+    """Whether the model's settings suit platform and precision, before anything is loaded."""
+    if model.fused:
+        parallel.check_cudnn(CUDNN, precision)
+
+
+def check_attention(model: Any) -> None:
+    """Whether fused attention computes what the plain one does, where the settings ask for it.
+
+    Both round to bfloat16, in another order: neither is the truth. So the fused one's error against
+    float32 may be some times the plain one's, and one rounding more.
+
+    Raises:
+        UserError: it does not, or it cannot be run.
+    """
+    for shape in model.fused:
+        where = f"{CUDNN}: for {shape.heads} heads of {shape.head_dim}, {shape.tokens} tokens,"
+        try:
+            found = attention.errors(shape)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise UserError(f"{where} it fails: {one_line(error)}. Use plain") from error
+        for what, (fused, plain) in found.items():
+            if not fused <= 4 * plain + ROUNDING:  # NaN is refused, too
+                raise UserError(
+                    f"{where} the {what} are off by {fused:.2g} of their size, {plain:.2g} with "
+                    "plain attention in bfloat16. Use plain"
+                )
+    if model.fused:
+        report.say("attention: cuDNN, checked against the plain one")
 
 
 def load_data(block: str, settings: Examples, place: Place) -> Source:

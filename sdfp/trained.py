@@ -34,10 +34,12 @@ class Trained(NamedTuple):
 
 
 def to_json(family: str, card: Card) -> dict[str, Any]:
-    """What a stage keeps as model.json: a Card, and its family's name in the registry."""
+    """What a stage keeps as model.json: a Card, and its family's name in the registry. How this
+    machine computes is left out: `open_stage` puts in what any machine can."""
+    settings = dataclasses.asdict(card.settings)
     return {
         "family": family,
-        "settings": dataclasses.asdict(card.settings),
+        "settings": {k: v for k, v in settings.items() if k not in card.settings.PORTABLE},
         "input": card.input,
         "class_names": list(card.class_names),
     }
@@ -69,7 +71,7 @@ def open_stage(workdir: Path, stage: str) -> Trained:
     content = pretrained.read_json(directory / MODEL)
     try:
         family = BACKBONES[content["family"]]
-        settings = family.settings(**content["settings"])
+        settings = family.settings(**content["settings"], **family.settings.PORTABLE)
         card = Card(settings, content["input"], tuple(content["class_names"]))
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -23,6 +23,7 @@ SIZES: dict = {
     "normalize_targets": True,
     "dropout_pretrain": 0.0,
     "dropout_finetune": 0.0,
+    "attention": "plain",
 }
 
 

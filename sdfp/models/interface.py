@@ -62,8 +62,10 @@ class Family(NamedTuple):
 
     settings: type
     """The frozen dataclass that `config.model` is parsed into. Its MASKED_ONLY and FINETUNE_ONLY
-    name the fields that the other stages do not depend on; its DATA is the dataclass of
-    `config.data` and `config.source`."""
+    name the fields that the other stages do not depend on (one in both: theta_init does not);
+    its PORTABLE has the fields that say how one machine computes, with values for any machine: so
+    a kept model computes. Its DATA is the dataclass of `config.data` and `config.source`, and
+    `fused` of its instances the `attention.Shape`s of fused attention, as a rule none."""
     make: Callable
     """(settings, dtype) -> Backbone; `dtype` is the compute type, parameters stay float32."""
     read_config: Callable

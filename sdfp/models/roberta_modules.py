@@ -28,7 +28,11 @@ class Settings:
 
     MASKED_ONLY: ClassVar = ("mask_rate", "dropout_pretrain", "attention_dropout_pretrain")
     FINETUNE_ONLY: ClassVar = ("dropout_finetune", "attention_dropout_finetune")
+    PORTABLE: ClassVar[dict[str, Any]] = {}
     DATA: ClassVar = TextData
+    # No config.model.attention here: several documents in a row take a mask, and attention weights
+    # have dropout; cuDNN's attention, as jax offers it, has neither (see `attention.fused`).
+    fused: ClassVar = ()
 
     vocab_size: int = number(1)
     max_positions: int = number(1)

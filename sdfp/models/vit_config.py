@@ -71,7 +71,7 @@ def whole_settings(config: Mapping[str, Any]) -> Settings:
         "dropout_pretrain": 0.0,
         "dropout_finetune": 0.0,
     }
-    return Settings(**_checked(values))
+    return Settings(**_checked(values), **Settings.PORTABLE)
 
 
 def write_config(settings: Settings, class_names: Sequence[str], masked: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdfp.models import stack, vit_positions
-from sdfp.models.attention import attention
+from sdfp.models.attention import Shape, attention, fused
 from sdfp.models.dropout import Dropout
 from sdfp.settings import Data, choice, number
 from sdfp.types import UserError
@@ -24,8 +24,10 @@ from sdfp.types import UserError
 class Settings:
     """The architecture of a ViT-MAE and the rates of its three uses (`config.model`)."""
 
-    MASKED_ONLY: ClassVar = ("mask_ratio", "normalize_targets", "dropout_pretrain")
-    FINETUNE_ONLY: ClassVar = ("dropout_finetune",)
+    # Every training stage depends on how attention is computed (by rounding), theta_init does not.
+    MASKED_ONLY: ClassVar = ("mask_ratio", "normalize_targets", "dropout_pretrain", "attention")
+    FINETUNE_ONLY: ClassVar = ("dropout_finetune", "attention")
+    PORTABLE: ClassVar[dict[str, Any]] = {"attention": "plain"}
     DATA: ClassVar = Data
 
     image_size: int = number(1)
@@ -45,6 +47,7 @@ class Settings:
     normalize_targets: bool = choice(True, False)
     dropout_pretrain: float = number(0, below=1)
     dropout_finetune: float = number(0, below=1)
+    attention: str = choice("plain", "cudnn")
 
     def __post_init__(self):
         for part in ("", "decoder_"):
@@ -89,6 +92,17 @@ class Settings:
         """Patches that the encoder sees under a mask, rounded down as MAE does."""
         return int(self.patches * (1 - self.mask_ratio))
 
+    @property
+    def fused(self) -> tuple[Shape, ...]:
+        """What cuDNN is to compute attention over: of the encoder with and without a mask, of the
+        decoder; empty where it is not asked for."""
+        if self.attention == "plain":
+            return ()
+        encoder = self.heads, self.dim // self.heads
+        decoder = self.decoder_heads, self.decoder_dim // self.decoder_heads
+        masked, whole = 1 + self.visible, 1 + self.patches
+        return Shape(masked, *encoder), Shape(whole, *encoder), Shape(whole, *decoder)
+
 
 class Places(NamedTuple):
     """What each token is, [examples, tokens] int32 each."""
@@ -108,6 +122,8 @@ class Block(nn.Module):
     qkv_bias: bool
     dropout: float
     dtype: Any
+    fused: bool = False
+    """Whether attention of all tokens is cuDNN's, where the compute type is bfloat16."""
 
     @nn.compact
     def __call__(self, x: jax.Array, places: Places | None, read=lambda tokens: tokens):
@@ -145,6 +161,11 @@ class Block(nn.Module):
             y.shape[-1], self.qkv_bias, dtype=self.dtype, kernel_init=kernel_init, name=name
         )(y)
         query, key, value = project("query", reading), project("key", x), project("value", x)
+        everything = query.shape == key.shape
+        # Not where parameters are made: nobody reads the result, and cuDNN's has no such `vmap`.
+        wanted = self.fused and not self.is_initializing()
+        if wanted and everything and query.dtype == jnp.bfloat16:
+            return fused(query, key, value, self.heads)
         return attention(query, key, value, self.heads)
 
 
@@ -194,7 +215,14 @@ class Encoder(nn.Module):
             places = Places(*jnp.broadcast_arrays(index[:, None], place))
             x = Dropout(self.dropout)(x, *places)
         block = Block(
-            s.heads, s.mlp_dim, s.layer_norm_eps, s.qkv_bias, self.dropout, self.dtype, parent=None
+            s.heads,
+            s.mlp_dim,
+            s.layer_norm_eps,
+            s.qkv_bias,
+            self.dropout,
+            self.dtype,
+            fused=bool(s.fused),
+            parent=None,
         )
         layers = self.param("blocks", stack.init(block, s.depth), x, places)
         key = self.make_rng("dropout") if self.dropout else None
@@ -233,8 +261,16 @@ class Decoder(nn.Module):
         seen = x[:, 1:] + _places(pos_embed, visible).astype(x.dtype)
         guess = (mask_token + _places(pos_embed, hidden)).astype(x.dtype)
         x = jnp.concatenate([x[:, :1] + pos_embed[:, :1].astype(x.dtype), seen, guess], axis=1)
-        heads, mlp_dim = s.decoder_heads, s.decoder_mlp_dim
-        block = Block(heads, mlp_dim, s.layer_norm_eps, s.qkv_bias, 0.0, self.dtype, parent=None)
+        block = Block(
+            s.decoder_heads,
+            s.decoder_mlp_dim,
+            s.layer_norm_eps,
+            s.qkv_bias,
+            0.0,
+            self.dtype,
+            fused=bool(s.fused),
+            parent=None,
+        )
         layers = self.param("blocks", stack.init(block, s.decoder_depth), x, None)
         guessed = lambda tokens: tokens[:, -hidden.shape[1] :]
         x = stack.run(block, layers, x, None, read=guessed)
