@@ -61,7 +61,8 @@ def test_bytes_and_kind_of_a_product():
     """What benchmarks/roofline.py tells the products by."""
     weights = jax.make_jaxpr(jnp.dot)(jnp.ones((2, 3)), jnp.ones((3, 4)))
     (one,) = weights.jaxpr.eqns
-    assert flops.moved_bytes(one) == 4 * (6 + 12 + 8) and not flops.batched(one)
+    assert flops.moved_bytes(one) == 4 * (6 + 12 + 8)
+    assert not flops.batched(one)
     batch = jax.make_jaxpr(jnp.matmul)(jnp.ones((5, 2, 3)), jnp.ones((5, 3, 4)))
     assert flops.total(batch, lambda product: 1 if flops.batched(product) else 0) == 1
     assert flops.total(batch, flops.moved_bytes) == 4 * 5 * (6 + 12 + 8)
