@@ -22,6 +22,13 @@ from sdfp.types import UserError
 
 AXIS = "data"
 
+# Left to itself, a CPU's compiler puts what could run side by side next to each other, and so keeps
+# the activations of both losses at once (docs/performance.md). XLA reads this when JAX first looks
+# for devices, and jit's compiler_options do not reach it. The user's own flags come last and win.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_cpu_enable_concurrency_optimized_scheduler=false", os.environ.get("XLA_FLAGS", "")]
+)
+
 
 class Devices(NamedTuple):
     """How arrays reach the devices and functions run there."""
