@@ -37,6 +37,8 @@ class Case:
     steps: int
     """Timed, after one more that is not: it compiles and touches all memory."""
     precision: str = "auto"
+    micro_batches: int = 1
+    """Of the reference, where a whole batch does not fit into its memory; ours has one."""
     data: str = ""
     """Of a text model: the folder with `sciie-relation-extraction` in text/ and `roberta-base` in
     tokenizer/."""

@@ -12,11 +12,9 @@ batches end there, the loader's on the host. Beside requirements.txt this needs 
 import argparse
 import importlib.util
 import json
-import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -55,80 +53,6 @@ class Task:
     epochs: int
     """Timed, after one more that is not: it compiles, or starts the workers."""
     augment: bool
-
-
-def ours(task: Task) -> dict[str, Any]:
-    """Decodes into a new cache, opens it as the next start does, runs the input of the steps."""
-    import jax
-
-    from sdfp import parallel
-    from sdfp.data import cache, loading, pixels
-    from sdfp.data.interface import Split
-
-    devices = parallel.make("jit", 0)
-    prepare = pixels.make_prepare(task.mean, task.std, task.image_size)
-    files = [Path(file) for file in task.files]
-    with tempfile.TemporaryDirectory() as folder:
-        decode = lambda: cache.decode_all(files, task.image_size, 3, folder)
-
-        def open_again():
-            arrays = {"image": decode().images, "label": np.array(task.labels, np.int32)}
-            split = Split(arrays, tuple(task.files))
-            feed = loading.open_feed(split, devices, resident_gb=math.inf)
-            jax.block_until_ready(feed.resident)
-            return feed
-
-        first, decoded = _timed(decode)
-        if decoded.broken:
-            raise SystemExit(f"the loader cannot leave out broken files: {decoded.broken}")
-        again, feed = _timed(open_again)
-        some = prepare({"image": decoded.images[:COMPARED]}, jax.random.key(0), False)["image"]
-        streamed = loading.open_feed(feed.split, devices, resident_gb=0)
-        rates = {
-            "ours_first": [len(files) / first],
-            "ours_open": [len(files) / again],
-            "ours_resident": _step_inputs(task, feed, devices, prepare),
-            "ours_streamed": _step_inputs(task, streamed, devices, prepare),
-        }
-        colours = np.asarray(some, np.float64).mean(axis=(1, 2)).tolist()
-        return {"rates": rates, "colours": colours, "device": jax.devices()[0].device_kind}
-
-
-def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
-    """Images per second of each call of the training loop, with a linear model."""
-    import jax
-    import optax
-
-    from benchmarks import cases
-    from sdfp.data import plan
-    from sdfp.train import loop, step
-
-    def loss(params, frozen, batch, key):
-        return {"linear": batch["image"].reshape(-1, params.size) @ params}
-
-    case = cases.Case(backbone="vit_base", stage="further_pretrain", batch=task.batch, steps=0)
-    made = cases.make(case)
-    steps = (task.epochs + 1) * plan.steps_per_epoch(len(feed.split), task.batch)
-    tx = optax.sgd(1e-6)
-    prepared = loop.make_prepare(prepare, task.augment, None)
-    calls = loop.train(
-        devices.replicate(step.init_state(np.zeros(task.image_size**2 * 3, np.float32), tx)),
-        None,
-        feed,
-        jax.random.key(0),
-        compiled=loop.compile_train(devices, loss, prepared, tx, ()),
-        recipe=replace(made.recipe, steps=steps),
-        order=made.order._replace(devices=devices.count),
-        devices=devices,
-        steps_per_call=made.settings.run.steps_per_call,
-        pause_every=steps,
-    )
-    rates, before = [], time.perf_counter()
-    for _, _, metrics in calls:
-        now = time.perf_counter()
-        rates.append(float(metrics["examples"].sum()) / (now - before))
-        before = now
-    return rates[1:]  # the first call is compiled
 
 
 class Files:
@@ -172,14 +96,14 @@ def reference(task: Task) -> dict[str, Any]:
         for _ in loader:
             pass
 
-    seconds = [_timed(epoch)[0] for _ in range(task.epochs + 1)]
+    seconds = [timed(epoch)[0] for _ in range(task.epochs + 1)]
     first, *later = (len(files) / each for each in seconds)
     some = Files(replace(task, files=task.files[:COMPARED], augment=False))
     colours = torch.stack([some[i][0] for i in range(len(some))]).double().mean(dim=(2, 3)).tolist()
     return {"rates": {"torch_first": [first], "torch": later}, "colours": colours}
 
 
-def _timed(work: Callable) -> tuple[float, Any]:
+def timed(work: Callable) -> tuple[float, Any]:
     began = time.perf_counter()
     made = work()
     return time.perf_counter() - began, made
@@ -190,10 +114,11 @@ def answer(side: Callable) -> None:
     print(json.dumps(side(Task(**json.load(sys.stdin)))))
 
 
-def _ask(side: Callable, task: Task) -> dict[str, Any]:
+def _ask(module: str, side: str, task: Task) -> dict[str, Any]:
     from benchmarks import outcome
 
-    program = f"from benchmarks import input_pipeline as b; b.answer(b.{side.__name__})"
+    names = f"from benchmarks import input_pipeline, {module}"
+    program = f"{names}; input_pipeline.answer({module}.{side})"
     return outcome.answer(["-c", program], json.dumps(asdict(task)))
 
 
@@ -206,7 +131,8 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in MEASURED}
     load = os.getloadavg()
     for number in range(rounds):
-        mine, theirs = _ask(ours, task), _ask(reference, task)
+        mine = _ask("ours_input", "ours", task)
+        theirs = _ask("input_pipeline", "reference", task)
         gap = np.abs(np.subtract(mine["colours"], theirs["colours"])).max()
         if gap > 1e-6:
             raise SystemExit(f"the two sides make different images: mean colours differ by {gap}")

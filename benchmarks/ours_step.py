@@ -7,6 +7,7 @@ table (computed once per stage, so no part of a step) and, of images, the pixels
 import collections
 import json
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -108,17 +109,18 @@ def measure(case: cases.Case) -> dict:
         warm = case.steps if "tokens" in made.split.arrays else 1
         collections.deque(calls(job, warm, job.compiled), maxlen=0)  # keeps no state of it
         first, compile_seconds = time.perf_counter() - began, sum(compiling)
-        seconds, losses, idle, kept = timed(job, case.steps)
+        seconds, losses, idle, late, kept = timed(job, case.steps)
         peak = peak_bytes()
         return {
             "side": "ours",
             "seconds": seconds,
+            "counts": [count for _, count, _ in kept],
             "losses": losses,
             "first_seconds": first,
             "compile_seconds": compile_seconds,
             "programs": len({shapes for _, _, shapes in kept}),
             "outside": idle,
-            "stage_steps": made.recipe.steps,
+            "late": late,
             "peak_bytes": peak,
             "import_bytes": imported,
             "flops": operations(job, kept),
@@ -129,15 +131,16 @@ def measure(case: cases.Case) -> dict:
         }
 
 
-def timed(job: Job, steps: int) -> tuple[list[float], list[float], float, list]:
+def timed(job: Job, steps: int) -> tuple[list[float], list[float], float, float, list]:
     """Trains, logging as a run does.
 
     Returns:
         Seconds per step of each call; the losses; the share of the time that no call was under way,
-        from a call's metrics on the host to the start of the next; the arguments of each call.
+        from a call's metrics on the host to the start of the next; the share of calls that the
+        devices had finished before the host had made the next; the arguments of each call.
     """
     kept: list[tuple] = []
-    seconds, losses, idle = [], [], []
+    seconds, losses, idle, waited = [], [], [], []
     ended = 0.0
 
     def noting(state, frozen, resident, batches, key, count):
@@ -151,19 +154,26 @@ def timed(job: Job, steps: int) -> tuple[list[float], list[float], float, list]:
         kept.append(((frozen, resident, batches, key, count), count, shapes))
         return job.compiled(state, frozen, resident, batches, key, count)
 
+    def fetch(tree):
+        # Of metrics; the loop first fetches the number of the step, before any call.
+        if kept:
+            waited.append(all(leaf.is_ready() for leaf in jax.tree.leaves(tree)))
+        return job.devices.fetch(tree)
+
     run = job.made.settings.run
+    watched = job._replace(devices=job.devices._replace(fetch=fetch))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         board = folder if run.tensorboard else None
         with report.StageLog(folder, "timed", steps, 0, run.log_every, board) as log:
-            for done, _, metrics in calls(job, steps, noting):
+            for done, _, metrics in calls(watched, steps, noting):
                 now = time.perf_counter()
                 seconds.append((now - ended) / len(metrics["loss"]))
                 ended = now
                 losses += metrics["loss"].tolist()
                 log.add(done, metrics)
     later = [each * call[1] for each, call in zip(seconds, kept, strict=True)][1:]
-    return seconds, losses, sum(idle) / sum(later), kept
+    return seconds, losses, sum(idle) / sum(later), statistics.mean(waited), kept
 
 
 def operations(job: Job, kept: list[tuple]) -> float:

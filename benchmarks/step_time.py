@@ -30,22 +30,33 @@ def read_flags(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reference_precision", default="auto", help="auto|float32|tf32|bfloat16|bfloat16_compile"
     )
-    parser.add_argument("--steps", type=int, default=5, help="timed, of each process")
+    parser.add_argument("--steps", type=int, default=5, help="timed, of each process; 2 at least")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side")
+    parser.add_argument(
+        "--micro_batches", type=int, default=1, help="of the reference, where memory is short"
+    )
     parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
     parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, of both")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args(words)
+    flags = parser.parse_args(words)
+    if flags.steps < 2:
+        parser.error("--steps: 2 at least, for the time between calls")
+    return flags
 
 
 def summary(results: list[dict], peak: float) -> dict:
-    """Of all processes of one side."""
-    seconds = [value for result in results for value in result["seconds"]]
-    step, flops = statistics.median(seconds), results[0]["flops"]
+    """Of all processes of one side; a process has the mean of its steps, which are of unequal
+    work where texts are read."""
+    of_process = [
+        sum(s * count for s, count in zip(result["seconds"], result["counts"], strict=True))
+        / sum(result["counts"])
+        for result in results
+    ]
+    step, flops = statistics.median(of_process), results[0]["flops"]
     return {
         "seconds": step,
-        "fastest": min(seconds),
-        "slowest": max(seconds),
+        "fastest": min(of_process),
+        "slowest": max(of_process),
         "flops": flops,
         "flops_per_second": flops / step,
         "matmul_peak": peak,
@@ -68,7 +79,8 @@ def compare(flags: argparse.Namespace) -> dict:
         data=flags.data,
         options=options,
     )
-    case_of = {"ours": case, "reference": replace(case, precision=flags.reference_precision)}
+    theirs = {"precision": flags.reference_precision, "micro_batches": flags.micro_batches}
+    case_of = {"ours": case, "reference": replace(case, **theirs)}
     sides = ["ours"] if flags.against == "nothing" else ["ours", "reference"]
     results: dict[str, list[dict]] = {side: [] for side in sides}
     for number in range(flags.repeats):
@@ -81,9 +93,8 @@ def compare(flags: argparse.Namespace) -> dict:
     for side in sides:
         made[side] = summary(results[side], _peak(results, side))
     first = results["ours"]
-    for key in ("compile_seconds", "outside", "stage_steps"):
+    for key in ("compile_seconds", "outside", "late"):
         made["ours"][key] = statistics.median(result[key] for result in first)
-    made["ours"]["stage_hours"] = made["ours"]["stage_steps"] * made["ours"]["seconds"] / 3600
     if "reference" in made:
         own = lambda side: made[side]["peak_bytes"] - made[side]["import_bytes"]
         made["ratio"] = made["reference"]["seconds"] / made["ours"]["seconds"]
@@ -116,8 +127,9 @@ def show(made: dict) -> None:
         )
     ours = made["ours"]
     print(
-        f"ours: compilation {ours['compile_seconds']:.1f} s, outside {ours['outside']:.2%}, "
-        f"the config's {ours['stage_steps']:.0f} steps {ours['stage_hours']:.2f} h"
+        f"ours: compilation {ours['compile_seconds']:.1f} s, no call under way "
+        f"{ours['outside']:.2%} of the time, calls that ended before the next was made "
+        f"{ours['late']:.0%}"
     )
     if "ratio" in made:
         print(f"reference / ours: time {made['ratio']:.2f}, memory {made['memory_ratio']:.2f}")

@@ -139,7 +139,7 @@ def _unmasked(config: Any) -> Iterator[None]:
 
 
 def make_step(stage: str, models: Models, recipe: Any, bfloat16: bool = False) -> Callable:
-    """`step(batch) -> loss`: one update of the student, on the device that it is on.
+    """`step(*micro_batches) -> loss`: one update of the student, on the device that it is on.
 
     Args:
         recipe: with the names of our `settings.Recipe`.
@@ -148,16 +148,20 @@ def make_step(stage: str, models: Models, recipe: Any, bfloat16: bool = False) -
     device = parameters[0].device.type
     optimizer, schedule = _optimizer(models.student, recipe)
 
-    def step(batch: Mapping[str, Any]) -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            loss = torch.stack(list(losses(stage, models, batch).values())).sum()
+    def step(*micro_batches: Mapping[str, Any]) -> torch.Tensor:
         optimizer.zero_grad()
-        loss.backward()
+        total = torch.zeros((), device=device)
+        for batch in micro_batches:
+            with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+                loss = torch.stack(list(losses(stage, models, batch).values())).sum()
+            loss = loss / len(micro_batches)
+            loss.backward()
+            total += loss.detach()
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         schedule.step()
-        return loss.detach()
+        return total
 
     return step
 

@@ -8,6 +8,7 @@ is ours. What a step reads is ready on the device before its clock starts, maske
 which favours this side.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -43,10 +44,11 @@ def make_models(made: cases.Made, stage: str, device: str = DEVICE) -> Models:
     return Models(*(model and model.to(device) for model in models))
 
 
-def inputs(made: cases.Made, step: int, device: str = DEVICE) -> dict:
-    """What `torch_stages.losses` takes: the examples of a step, on the device."""
+def inputs(made: cases.Made, step: int, device: str = DEVICE, part: int = 0, parts: int = 1):
+    """What `torch_stages.losses` takes: the examples of a step, or one of `parts` of them, on the
+    device."""
     batch, arrays = made.batch(step), made.split.arrays
-    index = batch["index"][batch["weight"] > 0]
+    index = np.array_split(batch["index"][batch["weight"] > 0], parts)[part]
     labels = torch.tensor(arrays["label"][index]).long().to(device)
     if "image" in arrays:
         data = made.settings.data
@@ -79,11 +81,17 @@ def mask_words(tokens: np.ndarray, model, random: np.random.Generator):
     return np.where(chosen, replaced, tokens), np.where(chosen, tokens, -100)
 
 
-def timed(step: Callable, batch: dict) -> tuple[float, float]:
+def micro_batches(made: cases.Made, case: cases.Case, step: int, device: str = DEVICE) -> list:
+    """Of one step, each padded to its own longest text."""
+    parts = case.micro_batches
+    return [inputs(made, step, device, part, parts) for part in range(parts)]
+
+
+def timed(step: Callable, batches: list) -> tuple[float, float]:
     """Seconds and loss of one step."""
     _wait()
     began = time.perf_counter()
-    loss = step(batch)
+    loss = step(*batches)
     _wait()
     return time.perf_counter() - began, float(loss)
 
@@ -112,12 +120,13 @@ def measure(case: cases.Case) -> dict:
     step = torch_stages.make_step(case.stage, models, made.recipe, bfloat16)
     # As on our side, every shape of texts has been seen; torch.compile may do so twice.
     warm = range(case.steps if "tokens" in made.split.arrays else 2)
-    first = sum(timed(step, inputs(made, number))[0] for number in warm)
-    measured = [timed(step, inputs(made, number)) for number in range(case.steps)]
+    first = sum(timed(step, micro_batches(made, case, number))[0] for number in warm)
+    measured = [timed(step, micro_batches(made, case, number)) for number in range(case.steps)]
     seconds, losses = zip(*measured, strict=True)
     return {
         "side": "reference",
         "seconds": seconds,
+        "counts": [1] * len(seconds),
         "first_seconds": first,
         "losses": losses,
         "peak_bytes": peak_bytes(),
@@ -152,8 +161,8 @@ def count_flops(made: cases.Made, case: cases.Case) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         models = make_models(made, case.stage, "cpu")
         step = torch_stages.make_step(case.stage, models, made.recipe)
-        for number in range(case.steps):
-            batch = inputs(made, number, "cpu")
+        batches = (micro_batches(made, case, number, "cpu") for number in range(case.steps))
+        for batch in itertools.chain.from_iterable(batches):
             shape = next(iter(batch["plain"].values())).shape
             if shape not in of_shape:
                 with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -167,9 +176,9 @@ def matmul_peak(dtype: torch.dtype) -> float:
     """FLOP/s of a large square product, the best of several."""
     size = 8192 if DEVICE == "cuda" else 2048
     matrix = torch.randn(size, size, device=DEVICE, dtype=dtype)
-    product = lambda batch: torch.matmul(batch["matrix"], batch["matrix"])[0, 0]
-    timed(product, {"matrix": matrix})
-    return 2 * size**3 / min(timed(product, {"matrix": matrix})[0] for _ in range(8))
+    product = lambda matrix: torch.matmul(matrix, matrix)[0, 0]
+    timed(product, [matrix])
+    return 2 * size**3 / min(timed(product, [matrix])[0] for _ in range(8))
 
 
 if __name__ == "__main__":
