@@ -12,7 +12,7 @@ def matmul_flops(closed: core.ClosedJaxpr) -> int:
     return total(closed, flops)
 
 
-def total(closed: core.ClosedJaxpr, measure: Callable[[Any], int]) -> int:
+def total(closed: core.ClosedJaxpr, measure: Callable[[Any], float]) -> Any:
     """The sum of `measure` over all `dot_general` in a program and what it calls.
 
     A scan counts as often as it runs. A loop of run-time length (the steps of a call) counts once,
@@ -41,11 +41,11 @@ def batched(product: Any) -> bool:
     return bool(left)
 
 
-def _of(jaxpr: Any, measure: Callable[[Any], int]) -> int:
+def _of(jaxpr: Any, measure: Callable[[Any], float]) -> Any:
     return sum(_equation(equation, measure) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any, measure: Callable[[Any], int]) -> int:
+def _equation(equation: Any, measure: Callable[[Any], float]) -> Any:
     if equation.primitive.name == "dot_general":
         return measure(equation)
     inner = [_of(jaxpr, measure) for jaxpr in core.jaxprs_in_params(equation.params)]

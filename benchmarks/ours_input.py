@@ -21,7 +21,7 @@ from sdfp.train import loop, step
 
 def ours(task: Task) -> dict[str, Any]:
     """Decodes into a new cache, opens it as the next start does, runs the input of the steps."""
-    devices = parallel.make("jit", 0)
+    devices = parallel.make("jit", 1)
     prepare = pixels.make_prepare(task.mean, task.std, task.image_size)
     files = [Path(file) for file in task.files]
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +67,10 @@ def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
         return step.State(state.step + count, image, None), {"examples": examples}
 
     case = cases.Case(backbone="vit_base", stage="further_pretrain", batch=task.batch, steps=0)
-    made = cases.make(case)
-    steps = (task.epochs + 1) * plan.steps_per_epoch(len(feed.split), task.batch)
+    made = cases.make(case)  # for the settings of a run
+    per_call = made.settings.run.steps_per_call
+    # One call more, that is not timed: it is compiled.
+    steps = per_call + task.epochs * plan.steps_per_epoch(len(feed.split), task.batch)
     image = np.zeros((task.batch, task.image_size, task.image_size, 3), np.float32)
     calls = loop.train(
         devices.replicate(step.State(np.int32(0), image, None)),
@@ -79,7 +81,7 @@ def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
         recipe=replace(made.recipe, steps=steps),
         order=made.order._replace(devices=devices.count),
         devices=devices,
-        steps_per_call=made.settings.run.steps_per_call,
+        steps_per_call=per_call,
         pause_every=steps,
     )
     rates, before = [], time.perf_counter()
@@ -87,4 +89,4 @@ def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
         now = time.perf_counter()
         rates.append(float(metrics["examples"].sum()) / (now - before))
         before = now
-    return rates[1:]  # the first call is compiled
+    return rates[1:]

@@ -24,10 +24,12 @@ AXIS = "data"
 
 # Left to itself, a CPU's compiler puts what could run side by side next to each other, and so keeps
 # the activations of both losses at once (docs/performance.md). XLA reads this when JAX first looks
-# for devices, and jit's compiler_options do not reach it. The user's own flags come last and win.
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_enable_concurrency_optimized_scheduler=false", os.environ.get("XLA_FLAGS", "")]
-)
+# for devices, and jit's compiler_options do not reach it. The user's own flags come last and win;
+# without a dash they are the name of a file, which must stand alone.
+_FLAGS = os.environ.get("XLA_FLAGS", "").split()
+if not _FLAGS or _FLAGS[0].startswith("-"):
+    _FLAGS.insert(0, "--xla_cpu_enable_concurrency_optimized_scheduler=false")
+    os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 
 
 class Devices(NamedTuple):

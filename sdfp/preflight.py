@@ -42,7 +42,7 @@ ROUNDING = float(jnp.finfo(jnp.bfloat16).eps) / 2
 
 def check_precision(model: Any, precision: parallel.Precision) -> None:
     """Whether the model's settings suit platform and precision, before anything is loaded."""
-    if model.fused:
+    if model.cudnn_shapes:
         parallel.check_cudnn(CUDNN, precision)
 
 
@@ -55,7 +55,7 @@ def check_attention(model: Any) -> None:
     Raises:
         UserError: it does not, or it cannot be run.
     """
-    for shape in model.fused:
+    for shape in model.cudnn_shapes:
         where = f"{CUDNN}: for {shape.heads} heads of {shape.head_dim}, {shape.tokens} tokens,"
         try:
             found = attention.errors(shape)
@@ -67,7 +67,7 @@ def check_attention(model: Any) -> None:
                     f"{where} the {what} are off by {fused:.2g} of their size, {plain:.2g} with "
                     "plain attention in bfloat16. Use plain"
                 )
-    if model.fused:
+    if model.cudnn_shapes:
         report.say("attention: cuDNN, checked against the plain one")
 
 

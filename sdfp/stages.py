@@ -2,6 +2,7 @@
 1 and of the methods), fine-tuning, and the evaluation of what it left."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -181,9 +182,11 @@ def precise(context: Context, float32: bool) -> tuple[Context, contextlib.Abstra
     if not float32 or context.precision.name == "float32":
         return context, contextlib.nullcontext()
     precision = parallel.precision("float32")
-    name = context.settings.model_name
-    backbone = initial.make_backbone(BACKBONES[name], context.model, precision.dtype)
-    return context._replace(backbone=backbone, precision=precision), precision.context()
+    model = dataclasses.replace(context.model, **context.model.PORTABLE)
+    family = BACKBONES[context.settings.model_name]
+    backbone = initial.make_backbone(family, model, precision.dtype)
+    made = context._replace(backbone=backbone, model=model, precision=precision)
+    return made, precision.context()
 
 
 def initial_params(context: Context, row: Row, params: Params) -> Params:

@@ -85,8 +85,8 @@ def test_a_model_with_fused_attention_is_near_the_plain_one(stand_in):
     assert not stand_in
     fused = outputs(FUSED)
     # What the check at the start of a run looks at is what the model then computes.
-    assert set(stand_in) == {(tokens, heads) for tokens, heads, _ in FUSED.fused}
-    assert [shape.head_dim for shape in FUSED.fused] == [8, 8, 4]
+    assert set(stand_in) == {(tokens, heads) for tokens, heads, _ in FUSED.cudnn_shapes}
+    assert [shape.head_dim for shape in FUSED.cudnn_shapes] == [8, 8, 4]
     for name, values in plain.items():
         a, b = (ravel_pytree(tree)[0].astype(jnp.float32) for tree in (values, fused[name]))
         assert jnp.linalg.norm(a - b) <= 0.02 * jnp.linalg.norm(a), name
@@ -94,7 +94,7 @@ def test_a_model_with_fused_attention_is_near_the_plain_one(stand_in):
 
 def test_it_computes_only_where_all_tokens_are_read_and_in_bfloat16(stand_in):
     def calls(dtype, **how):
-        block = vit_modules.Block(2, 32, 1e-6, True, 0.0, dtype, fused=True)
+        block = vit_modules.Block(2, 32, 1e-6, True, 0.0, dtype, cudnn=True)
         x = jnp.zeros((1, 9, 16))
         params = {"params": block.init(KEY, x, None)["params"]}
         stand_in.clear()

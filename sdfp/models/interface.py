@@ -62,10 +62,10 @@ class Family(NamedTuple):
 
     settings: type
     """The frozen dataclass that `config.model` is parsed into. Its MASKED_ONLY and FINETUNE_ONLY
-    name the fields that the other stages do not depend on (one in both: theta_init does not);
-    its PORTABLE has the fields that say how one machine computes, with values for any machine: so
-    a kept model computes. Its DATA is the dataclass of `config.data` and `config.source`, and
-    `fused` of its instances the `attention.Shape`s of fused attention, as a rule none."""
+    name the fields that the other stages do not depend on; theta_init depends on neither. Its
+    PORTABLE names fields that say how one machine computes, each with the value that suits any
+    machine: a kept model has those. Its DATA is the dataclass of `config.data` and `config.source`.
+    Its `cudnn_shapes` are the `attention.Shape`s that cuDNN is asked for, as a rule none."""
     make: Callable
     """(settings, dtype) -> Backbone; `dtype` is the compute type, parameters stay float32."""
     read_config: Callable

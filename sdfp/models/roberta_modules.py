@@ -32,7 +32,7 @@ class Settings:
     DATA: ClassVar = TextData
     # No config.model.attention here: several documents in a row take a mask, and attention weights
     # have dropout; cuDNN's attention, as jax offers it, has neither (see `attention.fused`).
-    fused: ClassVar = ()
+    cudnn_shapes: ClassVar = ()
 
     vocab_size: int = number(1)
     max_positions: int = number(1)

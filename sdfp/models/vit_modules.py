@@ -93,7 +93,7 @@ class Settings:
         return int(self.patches * (1 - self.mask_ratio))
 
     @property
-    def fused(self) -> tuple[Shape, ...]:
+    def cudnn_shapes(self) -> tuple[Shape, ...]:
         """What cuDNN is to compute attention over: of the encoder with and without a mask, of the
         decoder; empty where it is not asked for."""
         if self.attention == "plain":
@@ -122,7 +122,7 @@ class Block(nn.Module):
     qkv_bias: bool
     dropout: float
     dtype: Any
-    fused: bool = False
+    cudnn: bool = False
     """Whether attention of all tokens is cuDNN's, where the compute type is bfloat16."""
 
     @nn.compact
@@ -162,8 +162,8 @@ class Block(nn.Module):
         )(y)
         query, key, value = project("query", reading), project("key", x), project("value", x)
         everything = query.shape == key.shape
-        # Not where parameters are made: nobody reads the result, and cuDNN's has no such `vmap`.
-        wanted = self.fused and not self.is_initializing()
+        # Not under the `vmap` of `stack.init`, which cuDNN's lacks; nobody reads that result.
+        wanted = self.cudnn and not self.is_initializing()
         if wanted and everything and query.dtype == jnp.bfloat16:
             return fused(query, key, value, self.heads)
         return attention(query, key, value, self.heads)
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
             s.qkv_bias,
             self.dropout,
             self.dtype,
-            fused=bool(s.fused),
+            cudnn=s.attention == "cudnn",
             parent=None,
         )
         layers = self.param("blocks", stack.init(block, s.depth), x, places)
@@ -268,7 +268,7 @@ class Decoder(nn.Module):
             s.qkv_bias,
             0.0,
             self.dtype,
-            fused=bool(s.fused),
+            cudnn=s.attention == "cudnn",
             parent=None,
         )
         layers = self.param("blocks", stack.init(block, s.decoder_depth), x, None)
