@@ -46,9 +46,11 @@ def make_models(made: cases.Made, stage: str, device: str = DEVICE) -> Models:
 
 def inputs(made: cases.Made, step: int, device: str = DEVICE, part: int = 0, parts: int = 1):
     """What `torch_stages.losses` takes: the examples of a step, or one of `parts` of them, on the
-    device."""
+    device. Texts are padded to the longest of the step, in each of its parts: a micro-batch stands
+    for a piece of the batch that does not fit, and does the same work."""
     batch, arrays = made.batch(step), made.split.arrays
-    index = np.array_split(batch["index"][batch["weight"] > 0], parts)[part]
+    whole = batch["index"][batch["weight"] > 0]
+    index = np.array_split(whole, parts)[part]
     labels = torch.tensor(arrays["label"][index]).long().to(device)
     if "image" in arrays:
         data = made.settings.data
@@ -58,8 +60,9 @@ def inputs(made: cases.Made, step: int, device: str = DEVICE, part: int = 0, par
             torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(device), labels
         )
     length = arrays["length"][index]
-    tokens = arrays["tokens"][index, : length.max()]
-    attended = np.arange(length.max()) < length[:, None]
+    longest = arrays["length"][whole].max()
+    tokens = arrays["tokens"][index, :longest]
+    attended = np.arange(longest) < length[:, None]
     masked, target = mask_words(tokens, made.settings.model, np.random.default_rng(step))
     tensor = lambda array: torch.tensor(array).long().to(device)
     plain = {"input_ids": tensor(tokens), "attention_mask": tensor(attended)}
@@ -82,7 +85,7 @@ def mask_words(tokens: np.ndarray, model, random: np.random.Generator):
 
 
 def micro_batches(made: cases.Made, case: cases.Case, step: int, device: str = DEVICE) -> list:
-    """Of one step, each padded to its own longest text."""
+    """Of one step."""
     parts = case.micro_batches
     return [inputs(made, step, device, part, parts) for part in range(parts)]
 
