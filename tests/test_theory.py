@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
@@ -14,7 +14,13 @@ from sdfp import linear_model, theory
 from sdfp.linear_model import distil, finetune, lengths, printed_psi, printed_zeta, psi, zeta
 
 # Nothing is drawn anew from run to run, nothing is kept on disk, nothing depends on the clock.
-properties = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+properties = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=60,
+)
 close = np.testing.assert_allclose
 norm = np.linalg.norm
 
@@ -180,6 +186,14 @@ def test_what_decreases_with_every_round(case, t):
     # Of the weights themselves this is so before fine-tuning.
     assert norm(case.start(t + 1)) < norm(case.start(t))
     assert norm(case.start(t + 1) @ case.features) < norm(case.start(t) @ case.features)
+
+
+@properties
+@given(cases(), st.integers(0, 2))
+def test_earlier_rounds_do_more(case, t):
+    for bound in (zeta, printed_zeta):
+        first, second, third = (bound(case.parts(t + step)) for step in (0, 1, 2))
+        assert first - second >= second - third - 1e-12
 
 
 @properties
