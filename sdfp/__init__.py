@@ -29,6 +29,7 @@ Where do I find ...
     the way to transformers and timm        export.py, models/{vit,roberta}_export.py
     predictions for new images and texts    predict.py, data/inputs.py
     downloads                               data/fetch.py
+    section 4: closed forms, figures        linear_model.py, theory.py
     flags                                   main.py, table.py
 """
 
