@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import config, experiment
+from sdfp import algorithm, config, experiment
 from sdfp.data.interface import Split
 from sdfp.data.registry import DATASETS
+from sdfp.models.interface import Backbone
 from sdfp.settings import Experiment, Recipe
 from sdfp.train.loop import Order
-from sdfp.types import UserError
+from sdfp.types import LossFn, UserError
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("further_pretrain", "self_distill", "finetune")
@@ -71,6 +72,15 @@ def of(flags: argparse.Namespace) -> Case:
         data=flags.data,
         options=tuple(flags.option),
     )
+
+
+def loss_of(stage: str, backbone: Backbone) -> LossFn:
+    """What a stage minimises."""
+    if stage == "self_distill":
+        return algorithm.self_distillation_loss(backbone, "cls")
+    if stage == "finetune":
+        return algorithm.finetune_loss(backbone)
+    return algorithm.masked_loss(backbone)
 
 
 class Made(NamedTuple):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import cases, flops, outcome
-from sdfp import algorithm, config
+from sdfp import config
 from sdfp.models.registry import BACKBONES
 
 BATCH = 8
@@ -47,11 +47,7 @@ def count(stage: str, change: dict[str, int]) -> int:
     )
     model = made.settings.model
     backbone = BACKBONES[made.settings.model_name].make(model, jnp.float32)
-    loss_fn = {
-        "further_pretrain": algorithm.masked_loss(backbone),
-        "self_distill": algorithm.self_distillation_loss(backbone, "cls"),
-        "finetune": algorithm.finetune_loss(backbone),
-    }[stage]
+    loss_fn = cases.loss_of(stage, backbone)
 
     def start(key):
         params = backbone.init(key)

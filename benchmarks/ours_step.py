@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases, flops
-from sdfp import algorithm, initial, parallel, report
+from sdfp import initial, parallel, report
 from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.optim import adamw_of
@@ -52,16 +52,12 @@ def build(made: cases.Made, stage: str) -> Job:
     feed = loading.open_feed(made.split, devices, settings.run.resident_gb)
     if stage == "finetune":
         params = backbone.add_head(params, made.classes, jax.random.key(1))
-        loss_fn = algorithm.finetune_loss(backbone)
     elif stage == "self_distill":
         if made.recipe.augment:
             raise UserError("an augmented stage runs its teacher in every step: not measured here")
-        loss_fn = algorithm.self_distillation_loss(backbone, "cls")
         table = np.random.default_rng(0).normal(size=(len(made.split), settings.model.dim))
         target = devices.replicate({"target": table.astype(np.float32)})
         feed = feed._replace(resident={**feed.resident, **target})
-    else:
-        loss_fn = algorithm.masked_loss(backbone)
     params = jax.device_get(params)  # a training step consumes what is on the devices
     tx = adamw_of(made.recipe)
     prepare = lambda batch, key, augment: batch
@@ -69,7 +65,11 @@ def build(made: cases.Made, stage: str) -> Job:
         data: Any = settings.data
         prepare = pixels.make_prepare(data.mean, data.std, data.image_size)
     compiled = loop.compile_train(
-        devices, loss_fn, loop.make_prepare(prepare, made.recipe.augment, None), tx, ()
+        devices,
+        cases.loss_of(stage, backbone),
+        loop.make_prepare(prepare, made.recipe.augment, None),
+        tx,
+        (),
     )
     start = lambda: devices.replicate(step.init_state(params, tx))
     return Job(made, devices, start, feed, compiled)

@@ -93,11 +93,7 @@ def texts(made):
 
 
 def ours(made, backbone, stage, params, teacher, batch):
-    loss_fn = {
-        "further_pretrain": algorithm.masked_loss(backbone),
-        "self_distill": algorithm.self_distillation_loss(backbone, "cls"),
-        "finetune": algorithm.finetune_loss(backbone),
-    }[stage]
+    loss_fn = cases.loss_of(stage, backbone)
     if stage == "self_distill":
         target = algorithm.teacher_features(backbone, "cls")(teacher["encoder"], batch)
         batch = {**batch, "target": target}
