@@ -1,5 +1,6 @@
 """What the step benchmarks measure: the same model, recipe, inputs and batches on both sides."""
 
+import argparse
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,32 @@ class Case:
     tokenizer/."""
     options: tuple[str, ...] = ()
     """Overrides of our config, as on the command line of sdfp.main."""
+
+
+def flags_of(program: str) -> argparse.ArgumentParser:
+    """The flags that name a case, but for `--steps`, and `--json`."""
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument("--backbone", choices=CONFIGS, required=True)
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--precision", default="auto", help="ours: auto|float32|tf32|bfloat16")
+    parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
+    parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE")
+    parser.add_argument("--json", type=Path, help="file to write")
+    return parser
+
+
+def of(flags: argparse.Namespace) -> Case:
+    """The case that the flags name."""
+    return Case(
+        backbone=flags.backbone,
+        stage=flags.stage,
+        batch=flags.batch,
+        steps=flags.steps,
+        precision=flags.precision,
+        data=flags.data,
+        options=tuple(flags.option),
+    )
 
 
 class Made(NamedTuple):

@@ -19,7 +19,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -99,14 +98,7 @@ def bandwidth() -> float:
 
 
 def measure(flags: argparse.Namespace) -> dict:
-    case = cases.Case(
-        backbone=flags.backbone,
-        stage=flags.stage,
-        batch=flags.batch,
-        steps=flags.steps,
-        precision=flags.precision,
-        data=flags.data,
-    )
+    case = cases.of(flags)
     made = cases.make(case)._replace(timed=3 * flags.steps)  # one call has a third of them
     precision = parallel.precision(made.settings.precision)
     with precision.context():
@@ -151,13 +143,7 @@ def show(found: dict) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline")
-    parser.add_argument("--backbone", choices=cases.CONFIGS, required=True)
-    parser.add_argument("--stage", choices=cases.STAGES, required=True)
-    parser.add_argument("--batch", type=int, required=True)
+    parser = cases.flags_of("python -m benchmarks.roofline")
     parser.add_argument("--steps", type=int, default=4, help="of the traced call")
-    parser.add_argument("--precision", default="auto", help="auto|float32|tf32|bfloat16")
-    parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
-    parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     outcome.conclude(lambda: measure(flags), show, flags.json)

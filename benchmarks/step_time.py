@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from benchmarks import cases, outcome
 
@@ -21,12 +20,8 @@ SIDES = {"ours": "benchmarks.ours_step", "reference": "benchmarks.torch_step"}
 
 
 def read_flags(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time")
-    parser.add_argument("--backbone", choices=cases.CONFIGS, required=True)
-    parser.add_argument("--stage", choices=cases.STAGES, required=True)
-    parser.add_argument("--batch", type=int, required=True)
+    parser = cases.flags_of("python -m benchmarks.step_time")
     parser.add_argument("--against", choices=("torch", "nothing"), default="torch")
-    parser.add_argument("--precision", default="auto", help="ours: auto|float32|tf32|bfloat16")
     parser.add_argument(
         "--reference_precision", default="auto", help="auto|float32|tf32|bfloat16|bfloat16_compile"
     )
@@ -35,9 +30,6 @@ def read_flags(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--micro_batches", type=int, default=1, help="of the reference, where memory is short"
     )
-    parser.add_argument("--data", default="", help="texts; default: $SDFP_TEST_DATA")
-    parser.add_argument("--option", action="append", default=[], help="--config.KEY=VALUE, of both")
-    parser.add_argument("--json", type=Path)
     flags = parser.parse_args(words)
     if flags.steps < 2:
         parser.error("--steps: 2 at least, for the time between calls")
@@ -69,16 +61,7 @@ def summary(results: list[dict], peak: float) -> dict:
 
 
 def compare(flags: argparse.Namespace) -> dict:
-    options = tuple(flags.option)
-    case = cases.Case(
-        backbone=flags.backbone,
-        stage=flags.stage,
-        batch=flags.batch,
-        steps=flags.steps,
-        precision=flags.precision,
-        data=flags.data,
-        options=options,
-    )
+    case = cases.of(flags)
     theirs = {"precision": flags.reference_precision, "micro_batches": flags.micro_batches}
     case_of = {"ours": case, "reference": replace(case, **theirs)}
     sides = ["ours"] if flags.against == "nothing" else ["ours", "reference"]

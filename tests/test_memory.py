@@ -1,5 +1,6 @@
 """What sdfp tells XLA about memory reaches the compiler, and the user's own flags win."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ print(compiled.memory_analysis().temp_size_in_bytes)
 """
 
 
+@functools.cache
 def temporary(flags: str | None) -> int:
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     env |= {} if flags is None else {"XLA_FLAGS": flags}
