@@ -39,8 +39,8 @@ def panels(caption: str, count: int, width: float = 5.0) -> tuple[Figure, Sequen
 def write(out: Path, name: str, rows: Sequence[Mapping[str, Any]], figure: Figure) -> None:
     """OUT/name.csv, .png and .svg. Raises OSError."""
     # A name from another encoding must not be the end of a figure.
-    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with (out / f"{name}.csv").open("w", **text) as file:
+    path = out / f"{name}.csv"
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

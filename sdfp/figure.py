@@ -22,13 +22,27 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 from matplotlib.transforms import offset_copy
 
 from sdfp import cli, drawing, points
-from sdfp.points import DISTANCE, DISTILLED, GAP, LABELS, ROUNDS, SCORE, STEPS, Axis, Point, Source
+from sdfp.comparison import PLAIN
+from sdfp.points import (
+    DISTANCE,
+    DISTILLED,
+    FURTHER,
+    GAP,
+    LABELS,
+    ROUNDS,
+    SCORE,
+    STEPS,
+    Axis,
+    Point,
+    Source,
+)
 from sdfp.rendering import NAMES
 from sdfp.types import UserError, one_line
 
 AXES = {1: STEPS, 3: LABELS, 4: ROUNDS, 5: ROUNDS}
 MARKERS = "osD^vPX"
 BAND = "#555555"
+NAMED = {PLAIN: BAND, DISTILLED: drawing.COLOURS[0], FURTHER: drawing.COLOURS[1]}
 APART = 5  # points of 1/72 inch between the bars of two lines at one x
 WIDE = 10  # from this ratio of the largest x to the smallest on, x is logarithmic
 
@@ -72,20 +86,30 @@ def draw_lines(figure: Figure, ax: Axes, found: Sequence[Point], axis: Axis) -> 
             ax.axhspan(point.mean - spread, point.mean + spread, color=BAND, alpha=0.15, zorder=0)
     for number, name in enumerate(names):
         own = [point for point in along if point.series == name]
-        shift = APART * (number - (len(names) - 1) / 2)
-        ax.errorbar(
+        line, caps, bars = ax.errorbar(
             [point.x for point in own if point.x is not None],
             [point.mean for point in own],
             [point.std or 0 for point in own],
             fmt=MARKERS[number % len(MARKERS)] + "-",
-            color=drawing.COLOURS[number % len(drawing.COLOURS)],
+            color=_colour(name, names),
             capsize=3,
             label=name,
-            transform=offset_copy(ax.transData, figure, x=shift, units="points"),
         )
+        aside = offset_copy(
+            ax.transData, figure, x=APART * (number - (len(names) - 1) / 2), units="points"
+        )
+        for artist in (line, *caps, *bars):  # afterwards: the limits are found without it
+            artist.set_transform(aside)
     _ticks(ax, sorted({point.x for point in along if point.x is not None}))
     ax.set(xlabel=axis.label)
     ax.legend()
+
+
+def _colour(name: str, names: Sequence[str]) -> str:
+    """The same for a method in all figures, as far as the paper has it."""
+    others = [other for other in names if other not in NAMED]
+    free = [colour for colour in drawing.COLOURS if colour not in NAMED.values()]
+    return NAMED[name] if name in NAMED else free[others.index(name) % len(free)]
 
 
 def _ticks(ax: Axes, values: Sequence[int]) -> None:
@@ -102,8 +126,8 @@ def _ticks(ax: Axes, values: Sequence[int]) -> None:
 def draw_bars(ax: Axes, found: Sequence[Point]) -> None:
     """A bar per method."""
     for place, point in enumerate(found):
-        colour = BAND if point.x is None else drawing.COLOURS[0 if point.x else 1]
-        ax.bar(place, point.mean, yerr=point.std or 0, color=colour, capsize=4, width=0.6)
+        colour, error = NAMED[point.method], point.std or 0
+        ax.bar(place, point.mean, yerr=error, color=colour, capsize=4, width=0.6)
     named = [point.method.replace("_", "\n") for point in found]
     ax.set_xticks(range(len(found)), named)
     ax.axhline(0, color="#000000", linewidth=0.8)
@@ -122,14 +146,14 @@ def draw(number: int, found: Sequence[Point], source: Source, caption: str) -> F
         ax.set(ylabel=f"{split} {NAMES[entry['metric']]}", title=title)
         return figure
     figure, axes = drawing.panels(caption, 3, 4.6)
+    figure.suptitle(title)
     of = lambda panel: [point for point in found if point.panel == panel]
-    distance = "Euclidean distance of the encoder"
     draw_bars(axes[0], of("a"))
-    axes[0].set(title=f"(a) {title}: gap", ylabel=f"{split} loss − training loss (nats)")
+    axes[0].set(title="(a) generalisation gap", ylabel=f"{split} loss − training loss (nats)")
     draw_bars(axes[1], of("b"))
-    axes[1].set(title=r"(b) from $\theta_{init}$, by method", ylabel=distance)
     draw_lines(figure, axes[2], of("c"), axis)
-    axes[2].set(title=r"(c) from $\theta_{init}$, by rounds", ylabel=distance)
+    for ax, panel in zip(axes[1:], ("(b) by method", "(c) by rounds"), strict=True):
+        ax.set(title=panel, ylabel=r"encoder's Euclidean distance from $\theta_{init}$")
     return figure
 
 
@@ -139,8 +163,8 @@ def caption(found: Sequence[Point], notes: Sequence[str]) -> str:
     told = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     several = max(point.pretrain_seeds for point in found)
     more = f" × up to {several} pre-training seeds" if several > 1 else ""
-    spread = "bars and band: ± 1 standard deviation of the sample"
-    missing = "; without a bar: one value only" if any(p.std is None for p in found) else ""
+    spread = "error bars and bands: ± 1 standard deviation of the sample (n − 1)"
+    missing = "; none where there is one value only" if any(p.std is None for p in found) else ""
     first = f"Mean over {told} fine-tuning seeds{more}; {spread}{missing}."
     return "\n".join([first, *(f"{note}." for note in dict.fromkeys(notes))])
 
