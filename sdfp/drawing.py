@@ -1,6 +1,7 @@
 """What all figures share: their look, a caption, and how one is written."""
 
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +33,9 @@ def panels(caption: str, count: int, width: float = 5.0) -> tuple[Figure, Sequen
     """A row of `count` axes, each `width` inches wide, with a caption below all of them."""
     figure = Figure(figsize=(count * width, 4.2), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
-    figure.supxlabel(caption, fontsize=8)
+    text = caption.encode("utf-8", "backslashreplace").decode()  # it may hold names of files
+    lines = [textwrap.fill(line, int(count * width * 15)) for line in text.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=8, parse_math=False)
     return figure, axes
 
 

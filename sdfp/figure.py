@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 from matplotlib.transforms import offset_copy
 
-from sdfp import cli, drawing, points
+from sdfp import cli, drawing, points, report
 from sdfp.comparison import PLAIN
 from sdfp.points import (
     DISTANCE,
@@ -139,7 +139,7 @@ def draw(number: int, found: Sequence[Point], source: Source, caption: str) -> F
     """A figure of its points; `source` tells metric and split."""
     entry = source.run.results["results"][0]
     split, axis = entry["split"], AXES[number]
-    title = source.run.results["config"]["data"]["name"]
+    title = source.run.results["config"].get("data", {}).get("name", "")
     if number != 5:
         figure, (ax,) = drawing.panels(caption, 1, 7)
         draw_lines(figure, ax, found, axis)
@@ -152,8 +152,12 @@ def draw(number: int, found: Sequence[Point], source: Source, caption: str) -> F
     axes[0].set(title="(a) generalisation gap", ylabel=f"{split} loss − training loss (nats)")
     draw_bars(axes[1], of("b"))
     draw_lines(figure, axes[2], of("c"), axis)
-    for ax, panel in zip(axes[1:], ("(b) by method", "(c) by rounds"), strict=True):
-        ax.set(title=panel, ylabel=r"encoder's Euclidean distance from $\theta_{init}$")
+    for ax, panel in zip(
+        axes[1:],
+        ("(b) Euclidean distance by method", "(c) Euclidean distance by rounds"),
+        strict=True,
+    ):
+        ax.set(title=panel, ylabel=r"distance of the encoder from $\theta_{init}$")
     return figure
 
 
@@ -186,7 +190,7 @@ def make(number: int, workdirs: Sequence[Path], out: Path) -> None:
             drawing.write(out, name, [point._asdict() for point in found], figure)
     except OSError as error:
         raise UserError(f"--out {out}: {one_line(error)}; name a folder to write to") from None
-    print(f"{told}\n{out / name}.png, .svg and .csv")
+    report.say(f"{told}\n{out / name}.png, .svg and .csv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

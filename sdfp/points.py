@@ -60,8 +60,6 @@ class Axis(NamedTuple):
     label: str
     key: str
     """Of the config: runs are made to differ in it, and only in it."""
-    methods: str
-    """The rows that are needed, as --methods takes them."""
     place: Callable[[Source, Line], tuple[str, int] | None]
     """The series of a row and its x; None where it is not on this axis."""
 
@@ -69,7 +67,7 @@ class Axis(NamedTuple):
     def wanted(self) -> str:
         """The command that makes another run for it."""
         return (
-            f"`python -m sdfp.table --config CONFIG --methods {self.methods} "
+            f"`python -m sdfp.table --config CONFIG --methods {PAPER} "
             f"--config.{self.key}=N --workdir W`, for each N a W of its own"
         )
 
@@ -109,12 +107,12 @@ def _by_rounds(source: Source, line: Line) -> tuple[str, int] | None:
 
 
 STEPS = Axis(
-    *("steps", "steps of further pre-training", "stages.further_pretrain.steps", PAPER, _by_steps)
+    *("steps", "steps of further pre-training", "stages.further_pretrain.steps", _by_steps)
 )
-LABELS = Axis("labels", "number of training labels", "data.train_labels", PAPER, _by_labels)
+LABELS = Axis("labels", "number of training labels", "data.train_labels", _by_labels)
 ROUNDS = Axis(
     *("rounds", "rounds of self-distillation (0: further pre-training)"),
-    *(f"method.{DISTILLED}.rounds", PAPER, _by_rounds),
+    *(f"method.{DISTILLED}.rounds", _by_rounds),
 )
 
 
@@ -132,7 +130,7 @@ def open_sources(workdirs: Sequence[Path]) -> list[Source]:
     for other in others:
         for what, told in _nature(other).items():
             expected = _nature(first)[what]
-            if told != expected:
+            if told and expected and told != expected:  # older results do not tell all of it
                 raise UserError(
                     f"{other.workdir}: its {what} is {told}, that of {first.workdir} is "
                     f"{expected}; one figure is of runs of one config file with the same {what}"
@@ -141,10 +139,11 @@ def open_sources(workdirs: Sequence[Path]) -> list[Source]:
 
 
 def _nature(source: Source) -> dict[str, str]:
+    """By name what all runs of a figure must have in common; "" where it is not known."""
     results, entry = source.run.results, source.run.results["results"][0]
     held_out = results.get("data", {}).get("held_out", {}).get(entry["split"], "")
     return {
-        "data set": results["config"]["data"]["name"],
+        "data set": results["config"].get("data", {}).get("name", ""),
         "metric": entry["metric"],
         "reported split": entry["split"],
         "held-out data": held_out[:12],
@@ -237,7 +236,12 @@ def point(
         raise _lacking(source, error) from None
     return Point(
         *(panel, series, axis, x),
-        *(measure.name, float(np.mean(values)), deviation(values), len(values)),
+        *(
+            line.metric if measure is SCORE else measure.name,
+            float(np.mean(values)),
+            deviation(values),
+            len(values),
+        ),
         *(line.seeds, line.pretrain_seeds, str(source.workdir)),
         *(line.method, settings(line.method, line.varied)),
     )
