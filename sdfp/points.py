@@ -177,7 +177,8 @@ def along(
                 f"{place[0]} with {axis.name} {place[1]} is in {old.workdir} and in "
                 f"{new.workdir}: name one of them"
             )
-        notes += _same(old, new)
+        points[place], other = _fuller(old, new)
+        notes += _same(points[place], other)
     reached = dict.fromkeys(series for series, x in points if x > 0)
     kept = [points[at] for name in reached for at in sorted(points) if at[0] == name]
     _check(axis, kept)
@@ -198,14 +199,20 @@ def _check(axis: Axis, points: Sequence[Point]) -> None:
 
 
 def plain(sources: Sequence[Source], measure: Measure, panel: str = "") -> tuple[list, list[str]]:
-    """Plain fine-tuning where it does not depend on the axis: of the first run that has it, and
-    a note if the others' is another."""
+    """Plain fine-tuning where it does not depend on the axis: of the run with most cells of it,
+    and a note if the others' is another."""
     found = [
         point(source, line, measure, panel, PLAIN, "", None)
         for source, line in _each(sources)
         if line.method == PLAIN
     ]
+    found.sort(key=lambda point: -point.n)
     return found[:1], [note for other in found[1:] for note in _same(found[0], other)]
+
+
+def _fuller(old: Point, new: Point) -> tuple[Point, Point]:
+    """The one with more cells first, else the one that was found first."""
+    return (new, old) if new.n > old.n else (old, new)
 
 
 def _same(kept: Point, other: Point) -> list[str]:

@@ -139,6 +139,16 @@ def test_rounds(tmp_path, capsys):
     assert "has another" not in capsys.readouterr().out
 
 
+def test_round_0_of_most_seeds(tmp_path):
+    """Where a run lacks some cells, another one that has them is taken."""
+    less = {"finetune": (50.0,), FURTHER: (60.0, 61.0)}
+    a, _ = run(tmp_path / "a", BASE | less, rounds=1)
+    b, _ = run(tmp_path / "b", rounds=2)
+    assert make(4, tmp_path / "out", a, b) == 0
+    places = [(row["x"], row["n"], row["workdir"]) for row in rows(tmp_path / "out", 4)]
+    assert places == [("", "2", str(b)), ("0", "3", str(b)), ("1", "2", str(a)), ("2", "2", str(b))]
+
+
 def test_chosen_rounds(tmp_path):
     """--tune changes a row's settings, not the config's."""
     a, found = run(tmp_path / "a")
@@ -188,10 +198,10 @@ def test_pictures(tmp_path):
         assert {BLUE, ORANGE} <= colours(drawn, half)
     assert GREEN not in colours(drawn)
     svg = (tmp_path / "once" / "figure1.svg").read_text()
-    ElementTree.fromstring(svg)
+    shown = "".join(ElementTree.fromstring(svg).itertext())
     for text in ("test accuracy (%)", "steps of further pre-training", "± 1 standard deviation"):
-        assert text in svg
-    assert "a$x$" in "".join(svg.split())  # a folder's name is no formula
+        assert text in shown
+    assert "a$x$" in shown  # a folder's name is no formula
 
 
 def test_notes(tmp_path, capsys):
