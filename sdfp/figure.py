@@ -169,7 +169,8 @@ def caption(found: Sequence[Point], notes: Sequence[str]) -> str:
     more = f" × up to {several} pre-training seeds" if several > 1 else ""
     spread = "error bars and bands: ± 1 standard deviation of the sample (n − 1)"
     missing = "; none where there is one value only" if any(p.std is None for p in found) else ""
-    first = f"Mean over {told} fine-tuning seeds{more}; {spread}{missing}."
+    plural = "" if told == "1" else "s"
+    first = f"Mean over {told} fine-tuning seed{plural}{more}; {spread}{missing}."
     return "\n".join([first, *(f"{note}." for note in dict.fromkeys(notes))])
 
 
