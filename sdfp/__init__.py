@@ -30,6 +30,7 @@ Where do I find ...
     predictions for new images and texts    predict.py, data/inputs.py
     downloads                               data/fetch.py
     section 4: closed forms, figures        linear_model.py, theory.py
+    the paper's figures of finished runs       points.py, figure.py, drawing.py
     flags                                   main.py, table.py
 """
 

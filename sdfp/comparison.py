@@ -153,7 +153,7 @@ def lines(results: Mapping[str, Any]) -> list[Line]:
             split=config["evaluate_on"],
             values=tuple(entry["value"] for entry in own),
             mean=_mean([entry["value"] for entry in own]),
-            std=_std([entry["value"] for entry in own]),
+            std=deviation([entry["value"] for entry in own]),
             n=len(own),
             pretrains=bool(pretrain_seeds - {None}),
             pretrain_seeds=len(pretrain_seeds),
@@ -268,7 +268,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _std(values: Sequence[float]) -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample (n - 1); None for fewer than two values."""
     finite = np.isfinite(values).all()  # numpy warns about the deviation of an infinite value
     return float(np.std(values, ddof=1)) if len(values) > 1 and finite else None
 

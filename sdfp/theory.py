@@ -13,20 +13,17 @@ weights that agree with that map as much as --agreement says. The formulas: sdfp
 """
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sdfp import cli, linear_model
+from sdfp import cli, drawing, linear_model
 from sdfp.types import UserError
 
 Rows = Sequence[Mapping[str, float]]
@@ -35,14 +32,6 @@ NOISE = 0.1  # standard deviation of the targets' noise
 ROUNDING = 1e-9  # relative; less is no rise and no excess
 AGREEMENTS = tuple(np.linspace(-1, 1, 9).tolist())
 TRUE, PRINTED, HOLDS = "#000000", "#d55e00", "#0072b2"  # told apart by the colour-blind, too
-# The same numbers give the same bytes.
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sdfp",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.grid": True,
-}
-METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
 class Problem(NamedTuple):
@@ -124,7 +113,7 @@ def exceeded(rng: np.random.Generator, instances: int, rounds: int) -> Rows:
 
 def draw_bounds(rows: Rows, caption: str) -> Figure:
     """Left the norm and its bounds, right the distance and its bounds."""
-    figure, axes = _figure(caption)
+    figure, axes = drawing.panels(caption, 2)
     panels = (
         ("norm", "zeta", "ζ", "Norm of the fine-tuned weights"),
         ("distance", "psi", "ψ", "Distance from the initial weights"),
@@ -143,7 +132,7 @@ def draw_bounds(rows: Rows, caption: str) -> Figure:
 
 def draw_parts(rows: Rows, caption: str) -> Figure:
     """Left the parts of printed zeta^2, stacked; right the cross term that it lacks."""
-    figure, (left, right) = _figure(caption)
+    figure, (left, right) = drawing.panels(caption, 2)
     t, base = _column(rows, "round"), np.zeros(len(rows))
     for name, label, colour in (
         ("learnt", "learnt in fine-tuning", HOLDS),
@@ -166,7 +155,7 @@ def draw_parts(rows: Rows, caption: str) -> Figure:
 
 def draw_exceeded(rows: Rows, caption: str) -> Figure:
     """Left norm / bound where weights and targets do not agree; right shares over the agreement."""
-    figure, (left, right) = _figure(caption)
+    figure, (left, right) = drawing.panels(caption, 2)
     unrelated = [row for row in rows if row["agreement"] == 0]
     for name, label, style, colour in (
         ("to_zeta", "ζ, holds", "-", HOLDS),
@@ -201,16 +190,6 @@ def draw_exceeded(rows: Rows, caption: str) -> Figure:
     return figure
 
 
-def write(out: Path, name: str, rows: Rows, figure: Figure) -> None:
-    """OUT/name.csv, .png and .svg."""
-    with (out / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    for kind, metadata in METADATA.items():
-        figure.savefig(out / f"{name}.{kind}", dpi=120, metadata=metadata)
-
-
 def run(given: argparse.Namespace) -> None:
     """Computes, draws and writes all figures.
 
@@ -231,10 +210,10 @@ def run(given: argparse.Namespace) -> None:
     all_of_them = f"{given.instances} random problems per agreement, seed {given.seed}"
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            write(given.out, "bounds", rounds, draw_bounds(rounds, one))
-            write(given.out, "parts", rounds, draw_parts(rounds, one))
-            write(given.out, "exceeded", many, draw_exceeded(many, all_of_them))
+        with drawing.style():
+            drawing.write(given.out, "bounds", rounds, draw_bounds(rounds, one))
+            drawing.write(given.out, "parts", rounds, draw_parts(rounds, one))
+            drawing.write(given.out, "exceeded", many, draw_exceeded(many, all_of_them))
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror or error}") from None
     print(f"{given.out}: bounds, parts, exceeded, each as .png, .svg and .csv")
@@ -274,13 +253,6 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"--agreement: from -1 to 1; got {given.agreement}")
     if given.seed < 0:
         raise UserError(f"--seed: at least 0; got {given.seed}")
-
-
-def _figure(caption: str) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    figure.supxlabel(caption, fontsize=8)
-    return figure, (left, right)
 
 
 def _column(rows: Rows, name: str) -> np.ndarray:
