@@ -82,7 +82,7 @@ def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
         order=made.order._replace(devices=devices.count),
         devices=devices,
         steps_per_call=per_call,
-        pause_every=steps,
+        pause_every=(steps,),
     )
     rates, before = [], time.perf_counter()
     for _, _, metrics in calls:

@@ -89,7 +89,7 @@ def calls(job: Job, steps: int, compiled: Callable):
         order=job.made.order._replace(devices=job.devices.count),
         devices=job.devices,
         steps_per_call=per_call,
-        pause_every=run.checkpoint_every,
+        pause_every=(run.checkpoint_every,),
     )
 
 

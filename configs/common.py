@@ -122,6 +122,9 @@ def run() -> ConfigDict:
             # teacher runs in every step).
             "resident_gb": 4.0,
             "pictures": 4,  # examples in reconstructions.png (.txt) after a masked stage; 0 = none
+            # Steps of a masked stage between probes of its frozen features, by labelled training
+            # examples held out in turn; 0 = none.
+            "probe_every": 1000,
             # Whether to measure the masked loss on the reported split, too, after a masked stage.
             "masked_loss": False,
             "tensorboard": True,
@@ -222,16 +225,39 @@ def finetune_recipe() -> ConfigDict:
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-    """The part of --config behind the colon: "full" (also where there is none) or "smoke": a tiny
-    version that takes every path, 2 steps a stage, from scratch."""
+    """The part of --config behind the colon: "full" (also where there is none), "small", or
+    "smoke": a tiny version that takes every path, 2 steps a stage, from scratch."""
     if name == "full":
         return config
+    if name == "small":
+        return small(config)
     few_steps(config, name)
     config.data.image_size = config.source.image_size = config.model.image_size = 32
     config.model.update(
         {"patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
         | {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "decoder_mlp_dim": 32}
     )
+    return config
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """For a laptop: images of 32 x 32 and a small model, from scratch or, as in docs/results.md, from
+    weights that configs/vit_source.py made."""
+    config.name += "_small"
+    config.seeds = (0, 1, 2)
+    config.init.kind, config.init.weights = "scratch", ""
+    config.method.kd.weights = ""
+    config.method.recadam.update({"penalty": 1000.0, "midpoint": 250})
+    config.data.image_size = config.source.image_size = config.model.image_size = 32
+    config.model.update(
+        {"patch_size": 4, "dim": 128, "depth": 6, "heads": 4, "mlp_dim": 512}
+        | {"decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 2, "decoder_mlp_dim": 256}
+    )
+    stages = config.stages
+    for recipe in (stages.pretrain, stages.further_pretrain, stages.self_distill):
+        recipe.update({"steps": 2000, "learning_rate": 3e-4})
+    stages.finetune.update({"steps": 1000, "warmup_steps": 50, "learning_rate": 1e-3})
+    config.run.probe_every = 250
     return config
 
 
@@ -242,9 +268,7 @@ def few_steps(config: ConfigDict, name: str) -> None:
         ValueError: another variant.
     """
     if name != "smoke":
-        raise ValueError(
-            f'config variant "{name}": there are "full" and "smoke", of texts "small" too'
-        )
+        raise ValueError(f'config variant "{name}": there are "full", "small" and "smoke"')
     config.name += "_smoke"
     config.seeds = (0, 1)
     if config.init.kind == "weights":
@@ -253,3 +277,4 @@ def few_steps(config: ConfigDict, name: str) -> None:
     for recipe in config.stages.values():
         recipe.update({"steps": 2, "batch_size": 8, "warmup_steps": 0})
     config.run.update({"log_every": 1, "checkpoint_every": 1, "steps_per_call": 2})
+    config.run.probe_every = 1

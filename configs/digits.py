@@ -35,5 +35,5 @@ def get_config(variant: str = "full"):
     stages.finetune.augment = False  # a mirrored digit is no digit
     # The published ones are for a learning rate of at most 4e-4, and for more steps.
     config.method.recadam.update({"penalty": 1000.0, "midpoint": 100})
-    config.run.steps_per_call = 50
-    return common.variant(config, variant)
+    config.run.steps_per_call, config.run.probe_every = 50, 250
+    return config if variant == "small" else common.variant(config, variant)

@@ -32,4 +32,5 @@ def get_config(variant: str = "full"):
     stages.finetune.update({"steps": 250, "warmup_steps": 25, "learning_rate": 2e-3})
     # The published ones are for a learning rate of at most 4e-4, and for more steps.
     config.method.recadam.update({"penalty": 500.0, "midpoint": 100})
+    config.run.probe_every = 100
     return config if variant == "small" else common_text.choose(config, variant)

@@ -83,6 +83,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
         _greet(settings, place, precision)
         target = preflight.load_data("data", settings.data, place)
+        target = preflight.with_probe(target, place)
         backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
         BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
         preflight.check_attention(model)

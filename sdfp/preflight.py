@@ -14,6 +14,7 @@ from sdfp.data.loading import Feed
 from sdfp.data.registry import DATASETS
 from sdfp.models import attention
 from sdfp.settings import Examples, Experiment
+from sdfp.train import probe
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError, one_line
 
@@ -102,6 +103,20 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
         return Source(data, {"train": train, "unlabelled": train})
     unlabelled = loading.open_feed(data.unlabelled, place.devices, place.run.resident_gb)
     return Source(data, {"train": train, "unlabelled": unlabelled})
+
+
+def with_probe(target: Source, place: Place) -> Source:
+    """The data set with the feed "probe", unless there is none to be had, or it is not asked for."""
+    if not place.run.probe_every or not target.data.train.labelled:
+        return target
+    sample = probe.sample(target.data.train)
+    if sample is None:
+        report.say(f"data: no probe: it takes two classes of {probe.FOLDS} training examples")
+        return target
+    if sample is target.data.train:  # one copy on the devices
+        return target._replace(feeds={**target.feeds, "probe": target.feeds["train"]})
+    feed = loading.open_feed(sample, place.devices, place.run.resident_gb)
+    return target._replace(feeds={**target.feeds, "probe": feed})
 
 
 def check_held_out(asked: Mapping[str, str], data: Dataset) -> None:

@@ -38,6 +38,9 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+METRICS = "metrics.jsonl"
+
+
 class StageLog(contextlib.AbstractContextManager):
     """Metrics of one stage: metrics.jsonl, TensorBoard, and a bar (on a terminal) or lines.
 
@@ -51,7 +54,7 @@ class StageLog(contextlib.AbstractContextManager):
         directory.mkdir(parents=True, exist_ok=True)
         self._name, self._steps, self._every = name, steps, log_every
         self._waiting: list[Mapping[str, float]] = []
-        self._file = _continue_jsonl(directory / "metrics.jsonl", done)
+        self._file = _continue_jsonl(directory / METRICS, done)
         # purge_step: events that an interrupted run wrote beyond its checkpoint.
         self._board = (
             SummaryWriter(str(board), purge_step=done + 1, flush_secs=10) if board else None
@@ -86,6 +89,20 @@ class StageLog(contextlib.AbstractContextManager):
         if due:
             self._compiling, self._since, self._timed = False, now, done
 
+    def probe(self, step: int, found: Mapping[str, float]) -> None:
+        """Takes what `probe.measure` found after a step: a line of its own."""
+        self._file.write(json.dumps({"step": step, **found}) + "\n")
+        self._file.flush()
+        told = {name: found[name] for name in ("probe_knn", "probe_linear")}
+        if self._board:
+            for name, value in told.items():
+                self._board.add_scalar(name, value, step)
+        say(
+            f"  {self._name} {step}/{self._steps}  probe: k-NN {told['probe_knn']:.1f} %, "
+            f"linear {told['probe_linear']:.1f} %"
+        )
+        self._since += found["probe_seconds"]  # no step was done in them
+
     def _write(self, step: int, rate: float | None) -> None:
         now = time.monotonic()
         mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
@@ -110,6 +127,13 @@ class StageLog(contextlib.AbstractContextManager):
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """The lines of a stage's metrics.jsonl, in order; of probes and of steps."""
+    with contextlib.suppress(FileNotFoundError):
+        return [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+    return []
 
 
 def _duration(seconds: float) -> str:

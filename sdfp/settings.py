@@ -112,6 +112,7 @@ class Run:
     eval_batch_size: int = number(1)
     resident_gb: float = number(0)
     pictures: int = number(0)
+    probe_every: int = number(0)
     masked_loss: bool
     tensorboard: bool
     compilation_cache: str

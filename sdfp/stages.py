@@ -3,7 +3,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from sdfp.models.interface import Backbone, Card
 from sdfp.models.registry import BACKBONES
 from sdfp.rows import Row
 from sdfp.settings import Experiment
-from sdfp.train import evaluation
+from sdfp.train import evaluation, probe
 from sdfp.train.kept import Outcome
 from sdfp.train.stage import Place, Stage, run_stage
 from sdfp.types import Params, UserError, one_line
@@ -88,9 +89,14 @@ def masked(
             weights=weights or {},
             **stage,
         ),
+        _probe(context),
     )
     used.append(folder)
     context.records[folder] |= _masked_loss(context, source.data, outcome)
+    probed = probe.summary(report.read_metrics(outcome.directory))
+    context.records[folder] |= probed
+    if "warning" in probed and not outcome.new:  # else it was told in its time
+        report.say(f"warning: {folder}: {probed['warning']}")
     evaluation.save_reconstructions(
         outcome.directory,
         source.data,
@@ -101,9 +107,19 @@ def masked(
     return outcome.params
 
 
-def _run(context: Context, stage: Stage) -> Outcome:
+def _probe(context: Context) -> Callable | None:
+    """The probe of masked stages, as `run_stage` takes it: always on the target's labels."""
+    data, feeds = context.target
+    if "probe" not in feeds:
+        return None
+    how = {"rows": context.settings.run.eval_batch_size, "devices": context.place.devices}
+    how |= {"backbone": context.backbone, "prepare": data.prepare}
+    return partial(probe.measure, feed=feeds["probe"], **how)
+
+
+def _run(context: Context, stage: Stage, probe: Callable | None = None) -> Outcome:
     with tried_once(context, stage.name):
-        outcome = run_stage(stage, context.place)
+        outcome = run_stage(stage, context.place, probe)
     context.records[stage.name] = dict(outcome.record)
     return outcome
 

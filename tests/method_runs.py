@@ -74,6 +74,7 @@ def tiny(backbone: str, data: Path, *rows: str, steps: int = STEPS) -> Any:
     made.method.r3f.epsilon = 0.1
     made.run.update({"log_every": 1, "checkpoint_every": 1000, "steps_per_call": 5})
     made.run.update({"pictures": 0, "masked_loss": False, "tensorboard": False})
+    made.run.probe_every = 0
     made.parallel.devices = 1
     return made
 
@@ -116,10 +117,10 @@ def watched(seen: dict[str, Trained]):
         if event.endswith("/backend_compile_duration") and "train_steps" in fun_name:
             compiled.append(fun_name)
 
-    def run_stage(stage, place):
+    def run_stage(stage, place, probe):
         before = len(compiled)
         now.clear()
-        outcome = whole_stage(stage, place)
+        outcome = whole_stage(stage, place, probe)
         if now:
             program, calls, terms, weight = now
             seen[stage.name] = Trained(program, calls, len(compiled) - before, terms, weight)

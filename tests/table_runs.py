@@ -19,6 +19,7 @@ STAGES = ("further_pretrain", "self_distill", "finetune")
 QUICK = [
     *("init.kind=scratch", "run.pictures=0", "run.tensorboard=false", "run.eval_batch_size=400"),
     *("run.log_every=4", "run.steps_per_call=2", "data.validation_fraction=0.2"),
+    *("run.probe_every=0", "data.train_labels=20"),
     *(f"stages.{stage}.steps=4" for stage in STAGES),
     *("stages.finetune.augment=false", "stages.finetune.learning_rate=1e-2"),
     "method.mars.radius=0.2",
@@ -74,9 +75,9 @@ def watch(monkeypatch, broken):
     """
     seen = []
 
-    def run_stage(stage, place, run=stages.run_stage):
+    def run_stage(stage, place, probe, run=stages.run_stage):
         seen.append(stage.name)
-        return run(broken.get(stage.name, lambda stage: stage)(stage), place)
+        return run(broken.get(stage.name, lambda stage: stage)(stage), place, probe)
 
     monkeypatch.setattr(stages, "run_stage", run_stage)
     return seen

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     config = vit_folder.get_config("smoke")
     config.methods = ("finetune", "further_pretrain")
     config.data.update({"dir": str(data), "cache_dir": ""})
-    config.run.update({"tensorboard": False, "pictures": 0})
+    config.run.update({"tensorboard": False, "pictures": 0, "probe_every": 0})
     # Steps large enough that the classes' probabilities differ.
     config.stages.finetune.update({"steps": 20, "learning_rate": 1e-2})
     experiment.run(config, home / "work")

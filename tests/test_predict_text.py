@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     config = roberta_file.get_config("smoke")
     config.methods, config.seeds = ("finetune",), (0,)
     config.data.dir, config.data.max_length = str(data), 64
-    config.run.update({"tensorboard": False, "pictures": 0})
+    config.run.update({"tensorboard": False, "pictures": 0, "probe_every": 0})
     # Steps large enough that the classes' probabilities differ.
     config.stages.finetune.update({"steps": 20, "warmup_steps": 0, "learning_rate": 1e-2})
     experiment.run(config, home / "work")

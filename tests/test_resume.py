@@ -27,6 +27,7 @@ from sdfp.types import UserError
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
 FINETUNE = "finetune/self_distillation/seed_0"
+TIMES = ("examples_per_second", "probe_seconds")
 STAGES = (
     "pretrain",
     "further_pretrain",
@@ -108,7 +109,7 @@ def final_digests(workdir):
 
 def losses(workdir, name):
     lines = (workdir / "stages" / name / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "examples_per_second"} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
 
 
 def snapshot(workdir):

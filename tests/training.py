@@ -91,9 +91,11 @@ def train(
         order=loop.Order(ORDER_SEED, recipe.batch_size, recipe.accumulate, devices.count),
         devices=devices,
         steps_per_call=steps_per_call,
-        pause_every=pause_every,
+        pause_every=(pause_every,),
     )
     done = list(calls)
-    _, fetch, _ = done[-1]
+    _, state, _ = done[-1]
     history = [metrics for _, _, metrics in done]
-    return fetch(), {name: np.concatenate([m[name] for m in history]) for name in history[0]}
+    return devices.fetch(state), {
+        name: np.concatenate([m[name] for m in history]) for name in history[0]
+    }

@@ -1,7 +1,7 @@
 """The loops over batches: training steps, and one value per example."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -90,16 +90,17 @@ def train(
     order: Order,
     devices: Devices,
     steps_per_call: int,
-    pause_every: int,
-) -> Iterator[tuple[int, Callable[[], State], Mapping[str, np.ndarray]]]:
+    pause_every: Sequence[int],
+) -> Iterator[tuple[int, State, Mapping[str, np.ndarray]]]:
     """Runs a stage to its last step.
 
     Args:
         state, frozen: on the devices; `state` is consumed.
-        pause_every: calls end at multiples of this step count, for checkpoints.
+        pause_every: calls end at multiples of these step counts, for checkpoints and probes.
 
     Yields:
-        After every call: (steps done, the function that fetches the state, metrics [steps]).
+        After every call: (steps done, the state on the devices, to be read until the next call,
+        metrics [steps]).
     """
     calls = _calls(
         int(devices.fetch(state.step)),
@@ -116,7 +117,7 @@ def train(
         state, metrics = compiled(state, frozen, feed.resident, batches, key, count)
         call = next(calls, None)  # made while the devices compute
         host_metrics = {k: np.asarray(v)[:count] for k, v in devices.fetch(metrics).items()}
-        yield done, partial(devices.fetch, state), host_metrics
+        yield done, state, host_metrics
 
 
 def _calls(
@@ -126,7 +127,7 @@ def _calls(
     order: Order,
     devices: Devices,
     steps_per_call: int,
-    pause_every: int,
+    pause_every: Sequence[int],
 ) -> Iterator[tuple[int, int, Any]]:
     """What each call takes, after `done` steps: (steps done behind it, its steps, its batches on
     the devices)."""
@@ -135,7 +136,7 @@ def _calls(
     batches = (arrange(order.batch(step, examples)) for step in itertools.count(done))
     waiting = next(batches)
     while done < steps:
-        pause = min(steps, (done // pause_every + 1) * pause_every)
+        pause = min(steps, *((done // every + 1) * every for every in pause_every))
         call, waiting = _alike(waiting, batches, min(steps_per_call, pause - done))
         count = len(call)
         # Always the full number of batches: another shape would be another program.

@@ -17,6 +17,7 @@ from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
 from sdfp.train import loop, step
+from sdfp.train import probe as probing
 from sdfp.train.kept import Outcome, keep
 from sdfp.types import LossFn, Params, UserError, WorkdirError
 
@@ -73,8 +74,12 @@ def full_identity(stage: Stage) -> dict[str, Any]:
     }
 
 
-def run_stage(stage: Stage, place: Place) -> Outcome:
+def run_stage(stage: Stage, place: Place, probe: Callable | None = None) -> Outcome:
     """Trains a stage, or goes on with it, or reads it, if this work directory has it.
+
+    Args:
+        probe: (parameters on the devices) -> what `probe.measure` returns, asked for before the
+            first step, every `probe_every` steps and behind the last one. It changes nothing.
 
     Raises:
         WorkdirError: the directory holds this stage with other settings, a checkpoint is damaged.
@@ -85,13 +90,15 @@ def run_stage(stage: Stage, place: Place) -> Outcome:
         stage.name,
         full_identity(stage),
         stage.card,
-        partial(_train, stage, place),
+        partial(_train, stage, place, probe),
     )
     checkpoint.drop_steps(outcome.directory)
     return outcome
 
 
-def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[str, Any]]:
+def _train(
+    stage: Stage, place: Place, probe: Callable | None, directory: Path
+) -> tuple[Params, dict[str, Any]]:
     """Trains from the start or the newest checkpoint to the last step.
 
     Returns:
@@ -99,49 +106,32 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
     """
     began = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
-    tx = stage.make_optimizer(recipe)
-    state, past = _start(stage, directory, tx)
+    state, past = _start(stage, directory)
     first, state = int(state.step), devices.replicate(state)  # no second copy on the host
     frozen = devices.replicate(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
     if stage.per_example and not per_example:
         frozen = None  # the table has all that steps want of it
-    calls = loop.train(
-        state,
-        frozen,
-        feed,
-        jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.stream.encode())),
-        compiled=loop.compile_train(
-            devices,
-            stage.loss_fn,
-            loop.make_prepare(stage.prepare, recipe.augment, per_example),
-            tx,
-            tuple(sorted(stage.weights.items())),
-        ),
-        recipe=recipe,
-        order=loop.Order(
-            zlib.crc32(f"{stage.stream}/{stage.seed}".encode()),
-            recipe.batch_size,
-            recipe.accumulate,
-            devices.count,
-        ),
-        devices=devices,
-        steps_per_call=run.steps_per_call,
-        pause_every=run.checkpoint_every,
-    )
+    pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
+    calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    fetch = partial(devices.fetch, state)  # where no step is left to be done
     log = report.StageLog(directory, stage.name, recipe.steps, first, run.log_every, board)
     with log:
-        for done, fetch, metrics in calls:
+        if probe and not first:
+            log.probe(0, probe(state.params))
+        warned = False
+        for done, state, metrics in calls:
             _refuse_non_finite(stage.name, done, metrics)
             log.add(done, metrics)
+            if probe and (done % run.probe_every == 0 or done == recipe.steps):
+                log.probe(done, probe(state.params))
+                warned = warned or _warn(stage.name, directory)
             seconds = past + time.monotonic() - began
             if done % run.checkpoint_every == 0 and done < recipe.steps:
-                checkpoint.save_step(directory, done, fetch(), {"seconds": seconds})
+                checkpoint.save_step(directory, done, devices.fetch(state), {"seconds": seconds})
     seconds = past + time.monotonic() - began
     seen = plan.examples_seen(recipe.steps, len(feed.split), recipe.batch_size)
-    params = fetch().params
+    params = devices.fetch(state).params
     return params, {
         "steps": recipe.steps,
         "seconds": round(seconds, 3),
@@ -150,6 +140,39 @@ def _train(stage: Stage, place: Place, directory: Path) -> tuple[Params, dict[st
         "teacher_digest": _frozen_digest(stage, frozen and devices.fetch(frozen)),
         "encoder_digest": checkpoint.digest(params["encoder"]),
     }
+
+
+def _calls(
+    stage: Stage,
+    place: Place,
+    pauses: tuple[int, ...],
+    state: step.State,
+    frozen: Any,
+    feed: Feed,
+    per_example: Callable | None,
+):
+    """The stage's `loop.train`, from a state on the devices."""
+    devices, recipe, order = place.devices, stage.recipe, f"{stage.stream}/{stage.seed}"
+    return loop.train(
+        state,
+        frozen,
+        feed,
+        jax.random.fold_in(jax.random.key(stage.seed), zlib.crc32(stage.stream.encode())),
+        compiled=loop.compile_train(
+            devices,
+            stage.loss_fn,
+            loop.make_prepare(stage.prepare, recipe.augment, per_example),
+            stage.make_optimizer(recipe),
+            tuple(sorted(stage.weights.items())),
+        ),
+        recipe=recipe,
+        order=loop.Order(
+            zlib.crc32(order.encode()), recipe.batch_size, recipe.accumulate, devices.count
+        ),
+        devices=devices,
+        steps_per_call=place.run.steps_per_call,
+        pause_every=pauses,
+    )
 
 
 def _frozen_digest(stage: Stage, after: Any) -> str | None:
@@ -162,8 +185,9 @@ def _frozen_digest(stage: Stage, after: Any) -> str | None:
     return before
 
 
-def _start(stage: Stage, directory: Path, tx) -> tuple[step.State, float]:
+def _start(stage: Stage, directory: Path) -> tuple[step.State, float]:
     """The state to go on from, on the host, and the seconds spent before."""
+    tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
     try:
         saved = checkpoint.restore_step(directory, state)
@@ -204,6 +228,14 @@ def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Calla
     )
     resident = {**stage.feed.resident, **place.devices.replicate({"target": table})}
     return stage.feed._replace(resident=resident), None
+
+
+def _warn(name: str, directory: Path) -> bool:
+    """Tells it where the probe falls, and whether it does."""
+    told = probing.warning(report.read_metrics(directory))
+    if told:
+        report.say(f"warning: {name}: {told}")
+    return told is not None
 
 
 def _refuse_non_finite(name: str, done: int, metrics) -> None:

@@ -1,0 +1,70 @@
+"""What the probe of a masked stage costs, as a share of the stage's time.
+
+    python -m benchmarks.probe --backbone vit_base --stage further_pretrain --batch 64 --json out.json
+
+Times steps of the stage, then probes of `--examples` labelled examples, the first of which compiles,
+and says what all probes of the config's schedule (`run.probe_every`) take of the time of its steps.
+"""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from benchmarks import cases, ours_step, outcome
+from sdfp import initial, parallel
+from sdfp.data import loading, pixels, splits
+from sdfp.models.registry import BACKBONES
+from sdfp.train import probe
+
+
+def measure(case: cases.Case, examples: int) -> dict:
+    """Seconds of a step and of probes, and the share."""
+    timed = ours_step.measure(case)
+    # As many as asked for, whatever the case has.
+    made = cases.make(replace(case, batch=examples))
+    split = splits.take(made.split, np.arange(examples) % len(made.split))
+    settings, precision = made.settings, parallel.precision(case.precision)
+    devices = parallel.make(settings.parallel.backend, settings.parallel.devices)
+    prepare = lambda batch, key, augment: batch
+    if "image" in split.arrays:
+        data = settings.data
+        prepare = pixels.make_prepare(data.mean, data.std, data.image_size)
+    with precision.context():
+        family = BACKBONES[settings.model_name]
+        backbone = initial.make_backbone(family, settings.model, precision.dtype)
+        params = devices.replicate(jax.device_get(backbone.init(jax.random.key(0))))
+        feed = loading.open_feed(split, devices, settings.run.resident_gb)
+        how = {"prepare": prepare, "devices": devices, "rows": settings.run.eval_batch_size}
+        found = [probe.measure(params, feed=feed, backbone=backbone, **how) for _ in range(2)]
+    first, later = (each["probe_seconds"] for each in found)
+    steps, every = made.recipe.steps, settings.run.probe_every
+    probes = -(-steps // every) + 1  # also before the first step
+    total = first + (probes - 1) * later
+    return {
+        "step_seconds": timed["seconds"],
+        "first_probe_seconds": first,
+        "probe_seconds": later,
+        "examples": examples,
+        "steps": steps,
+        "probe_every": every,
+        "share": total / (steps * timed["seconds"]),
+        "versions": timed["versions"],
+        "device": timed["device"],
+    }
+
+
+def show(told: dict) -> None:
+    print(
+        f"a step {told['step_seconds']:.3g} s, the first probe {told['first_probe_seconds']:.3g} s, "
+        f"another {told['probe_seconds']:.3g} s ({told['examples']} examples); every "
+        f"{told['probe_every']} of {told['steps']} steps: {100 * told['share']:.2f} % of the steps' time"
+    )
+
+
+if __name__ == "__main__":
+    parser = cases.flags_of("python -m benchmarks.probe")
+    parser.add_argument("--steps", type=int, default=3, help="that are timed")
+    parser.add_argument("--examples", type=int, default=probe.MOST)
+    flags = parser.parse_args()
+    outcome.conclude(lambda: measure(cases.of(flags), flags.examples), show, flags.json)
