@@ -1,9 +1,10 @@
 """What the probe of a masked stage costs, as a share of the stage's time.
 
-    python -m benchmarks.probe --backbone vit_base --stage further_pretrain --batch 64 --json out.json
+    python -m benchmarks.probe --backbone vit_base --stage further_pretrain --batch 64
 
-Times steps of the stage, then probes of `--examples` labelled examples, the first of which compiles,
-and says what all probes of the config's schedule (`run.probe_every`) take of the time of its steps.
+Times steps of the stage, then probes of `--examples` labelled examples, the first of which
+compiles, and says what all probes of the config's schedule (`run.probe_every`) take of the time of
+its steps.
 """
 
 from dataclasses import replace
@@ -55,10 +56,11 @@ def measure(case: cases.Case, examples: int) -> dict:
 
 
 def show(told: dict) -> None:
+    seconds = [told[f"{name}_seconds"] for name in ("step", "first_probe", "probe")]
+    print("a step {:.3g} s, the first probe {:.3g} s, another {:.3g} s".format(*seconds))
     print(
-        f"a step {told['step_seconds']:.3g} s, the first probe {told['first_probe_seconds']:.3g} s, "
-        f"another {told['probe_seconds']:.3g} s ({told['examples']} examples); every "
-        f"{told['probe_every']} of {told['steps']} steps: {100 * told['share']:.2f} % of the steps' time"
+        f"{told['examples']} examples every {told['probe_every']} of {told['steps']} steps: "
+        f"{100 * told['share']:.2f} % of the steps' time"
     )
 
 

@@ -6,8 +6,8 @@
         --config.init.kind=weights --config.init.weights=small_roberta
 
 The texts are 20,000 paragraphs of the docstrings of the installed scientific packages; others:
---config.data.name=text_file --config.data.dir=FOLDER with a train.txt, a text per line. The tokenizer
-is learnt from them. docs/results.md has what came of it.
+--config.data.name=text_file --config.data.dir=FOLDER with a train.txt, a text per line. The
+tokenizer is learnt from them. docs/results.md has what came of it.
 """
 
 from configs import common_text

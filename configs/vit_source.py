@@ -6,8 +6,8 @@
     python -m sdfp.main --config configs/vit_cub.py:small --config.data.dir=/data \\
         --config.init.kind=weights --config.init.weights=small_mae
 
-Any folder of images will do; all below unlabelled/ are used, at 32 x 32. docs/results.md has what came
-of it.
+Any folder of images will do; all below unlabelled/ are used, at 32 x 32. docs/results.md has what
+came of it.
 """
 
 from configs import common

@@ -106,7 +106,7 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
 
 
 def with_probe(target: Source, place: Place) -> Source:
-    """The data set with the feed "probe", unless there is none to be had, or it is not asked for."""
+    """The data set with a feed "probe", where that is asked for and there are labels for it."""
     if not place.run.probe_every or not target.data.train.labelled:
         return target
     sample = probe.sample(target.data.train)

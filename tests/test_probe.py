@@ -109,10 +109,8 @@ def test_a_fall_while_the_masked_loss_improves_is_told():
     )
     only_linear = probe.warning(curve((30, 30, 30, 30), (30, 40, 35, 31), IMPROVING))
     assert only_linear.startswith("the linear accuracy of frozen features fell from 40.0 %")
-    from_the_start = probe.warning(curve((40, 35, 30), masked=IMPROVING))
-    assert (
-        "(step 0) to 30.0 % (step 20) while the masked loss fell from 0.9 to 0.6" in from_the_start
-    )
+    at_once = probe.warning(curve((40, 35, 30), masked=IMPROVING))
+    assert "(step 0) to 30.0 % (step 20) while the masked loss fell from 0.9 to 0.6" in at_once
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,8 @@ def test_a_stage_is_probed_before_it_between_and_behind_it(finished):
     records = {record["name"]: record for record in results["stages"]}
     assert [point[0] for point in records["further_pretrain"]["probe"]] == [0, 3, 6, 8]
     assert "probe" not in records["finetune/further_pretrain/seed_0"]
-    assert results == json.loads((workdir / "results.json").read_text())
+    written = json.loads((workdir / "results.json").read_text())
+    assert written["stages"] == results["stages"]
 
 
 def test_it_measures_the_frozen_features_of_the_training_set(finished):
@@ -204,7 +203,7 @@ def test_a_stage_that_is_read_brings_its_record(finished, capsys):
 
 
 def test_too_few_of_every_class(tmp_path, capsys):
-    found = run(tmp_path, "--config.data.train_labels=20", "--config.methods=further_pretrain")
+    found = run(tmp_path, "--config.data.train_labels=20")
     assert "data: no probe: it takes two classes of 3 training examples" in capsys.readouterr().out
     assert all("probe" not in record for record in found["stages"])
 

@@ -96,6 +96,5 @@ def train(
     done = list(calls)
     _, state, _ = done[-1]
     history = [metrics for _, _, metrics in done]
-    return devices.fetch(state), {
-        name: np.concatenate([m[name] for m in history]) for name in history[0]
-    }
+    joined = {name: np.concatenate([m[name] for m in history]) for name in history[0]}
+    return devices.fetch(state), joined
