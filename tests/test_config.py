@@ -51,7 +51,8 @@ def told(values) -> str:
 def test_every_config_file_parses(file, variant):
     parsed = parse(config.read(f"{file}{variant}"))
     assert parsed.name.endswith("_smoke") == (variant == ":smoke")
-    assert parsed.methods == ("finetune", "further_pretrain", "self_distillation")
+    rows = ("finetune", "further_pretrain", "self_distillation")
+    assert parsed.methods == (rows[1:2] if "source" in file.name else rows)
 
 
 def test_there_are_config_files():
