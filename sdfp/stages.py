@@ -4,11 +4,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
 from sdfp import algorithm, checkpoint, initial, parallel, preflight, report, rows, trained
+from sdfp.data import inputs
 from sdfp.data.interface import Dataset
 from sdfp.methods import combination
 from sdfp.methods.interface import Teacher
@@ -173,6 +175,7 @@ def measured(context: Context, outcome: Outcome, split: str) -> dict[str, float]
         feeds["train"],
         getattr(data, split),
         class_names=data.class_names,
+        show=partial(inputs.KINDS[data.input["kind"]].show, data.input),
         **_how(context, data),
     )
 
