@@ -3,9 +3,9 @@
     python -m sdfp.page --workdir runs/digits
 
 writes runs/digits/report.html: the table, the curves of all stages, reconstructions, confusion
-matrices, the worst mistakes, and what was run. sdfp.main and sdfp.table write it at their end. It is
-made of the files in the work directory alone, also of a run that is still going on: what is not
-there yet, or was not kept by an older version, is told as such.
+matrices, the worst mistakes, and what was run. sdfp.main and sdfp.table write it at their end. It
+is made of the files in the work directory alone, also of a run that is still going on: what is
+not there yet, or was not kept by an older version, is told as such.
 """
 
 import json
@@ -95,6 +95,7 @@ def html(workdir: Path) -> str:
         summary=_summary(results, run),
         warnings=_warnings(results, masked),
         table=page_facts.scores(run) if run else None,
+        scores=_scores(run),
         verdicts=list(page_facts.verdicts(run)) if run else [],
         masked=masked,
         tuned=_tuned(stages),
@@ -135,6 +136,14 @@ def _run(results: Mapping[str, Any]) -> Run | None:
     if not results.get("results") and not results.get("failed"):
         return None
     return Run(results["config"]["name"], results, comparison.lines(results))
+
+
+def _scores(run: Run | None) -> Markup | None:
+    """Where anything was measured."""
+    if run is None or not run.lines[0].metric:
+        return None
+    label = f"{run.lines[0].split} {NAMES.get(run.lines[0].metric, 'score')}"
+    return Markup(page_curves.scores(run.lines, label))
 
 
 def _sets(results: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
-"""The curves of a report: losses and probes against steps, as SVG."""
+"""The pictures of a report as SVG: scores of all seeds, losses and probes against steps."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,17 +10,34 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sdfp import drawing
+from sdfp.comparison import PLAIN, Line
 from sdfp.page_stages import Stage, terms
 
 MOST = 400
 """Points of a line. Nothing is averaged: of more, the lowest and the highest of each piece stay."""
 FEW = 40  # points that are marked as such
 WIDE = 10  # from this ratio of the largest loss to the smallest on, the axis is logarithmic
-WHOLE = "#000000"
+WHOLE, BAND = "#000000", "#555555"
 PROBES = {"probe_knn": "k-NN", "probe_linear": "linear"}
 
 Limits = tuple[bool, float, float]
 """Whether an axis is logarithmic, and from where to where."""
+
+
+def scores(lines: Sequence[Line], label: str) -> str:
+    """Every score of every row: a dot per seed, a stroke at the mean; dashed: plain fine-tuning."""
+    with drawing.style():
+        figure = Figure(figsize=(7.5, 0.9 + 0.32 * len(lines)), layout="constrained")
+        ax = figure.add_subplot()
+        for place, line in enumerate(lines):
+            ax.plot(line.values, [place] * line.n, "o", color=drawing.COLOURS[0], alpha=0.55)
+            if line.mean is not None:
+                ax.plot([line.mean] * 2, [place - 0.3, place + 0.3], color=WHOLE, linewidth=1.6)
+            if line.mean is not None and line.method == PLAIN:
+                ax.axvline(line.mean, color=BAND, linestyle="--", linewidth=0.9, zorder=1)
+        ax.set_yticks(range(len(lines)), [_ascii(x.method) for x in lines], parse_math=False)
+        ax.set(xlabel=label, ylim=(len(lines) - 0.5, -0.5))
+        return drawing.inline(figure, "scores")
 
 
 def losses(stage: Stage) -> str:
@@ -94,7 +112,7 @@ def thin(values: np.ndarray) -> np.ndarray:
     finite = np.nan_to_num(values, nan=np.inf, posinf=np.inf)
     edges = np.linspace(0, len(values), (MOST - 2) // 2 + 1).astype(int)
     kept = {0, len(values) - 1}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         kept |= {start + int(finite[start:end].argmin()), start + int(finite[start:end].argmax())}
     return np.array(sorted(kept))
 

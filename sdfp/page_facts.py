@@ -105,7 +105,9 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
             lines.append(f"Their sha256: {json.loads(identity.read_text()).get('weights')}")
         lines += init.get("notes", ())
     else:
-        lines = [f"Random parameters (scratch), config.init.seed {settings.get('seed', 'unknown')}."]
+        lines = [
+            f"Random parameters (scratch), config.init.seed {settings.get('seed', 'unknown')}."
+        ]
     if settings.get("kind") == "pretrain":
         lines.append("Then pre-trained on config.source: the stage pretrain.")
     titles = {

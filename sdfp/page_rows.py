@@ -102,10 +102,10 @@ def _table(
         cells = []
         for j, other in enumerate(names):
             colour = ",".join(map(str, RIGHT if i == j else WRONG))
-            dark = share[i, j] > 0.6
+            light = ";color:#fff" if share[i, j] > 0.6 else ""
             style = f"background:rgba({colour},{0.9 * share[i, j]:.2f})"
             what = f"{name} as {other}: {100 * share[i, j]:.1f} %"
-            cells.append(Cell(int(matrix[i, j]), style + ";color:#fff" * dark, what))
+            cells.append(Cell(int(matrix[i, j]), style + light, what))
         rows.append((name, cells, recall[i]))
     return rows
 
@@ -145,10 +145,11 @@ def _of_predictions(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [row for row in csv.DictReader(file) if row["label"] != row["predicted"]]
-        wrong = [row | {"probability": float(row["probability"])} for row in rows]
+        rows.sort(key=lambda row: -float(row["probability"]))
     except (OSError, ValueError, TypeError, KeyError, csv.Error):  # see `_read_confusion`
         return []
-    return sorted(wrong, key=lambda row: -row["probability"])[: mistakes.MOST]
+    worst = rows[: mistakes.MOST]
+    return [dict(row) | {"probability": float(row["probability"])} for row in worst]
 
 
 def picture(path: Path) -> Picture | None:

@@ -103,7 +103,7 @@ def test_the_same_again_trains_nothing(workdir, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "log_probabilities", never)
     assert make(workdir, *ALL) == 0
     after = snapshot(workdir)
-    written = {"results.json", "table.md", "table.csv", "table.tex"}
+    written = {"results.json", "report.html", "table.md", "table.csv", "table.tex"}
     assert {path for path in after if after[path] != before.get(path)} == written
     assert {path for path in written if after[path][0] != before[path][0]} == set()
     assert results(workdir) == found

@@ -43,7 +43,8 @@ def save(
         show: (split, positions) -> for each a text or a PIL image.
     """
     label = held_out.arrays["label"]
-    places, found = worst(label, probability), []
+    found = []
+    places: list[int] = worst(label, probability).tolist()
     (directory / LIST).unlink(missing_ok=True)  # it must not name the pictures of other mistakes
     shutil.rmtree(directory / PICTURES, ignore_errors=True)
     for number, (place, shown) in enumerate(zip(places, show(held_out, places), strict=True)):
