@@ -27,7 +27,7 @@ Limits = tuple[bool, float, float]
 def scores(lines: Sequence[Line], label: str) -> str:
     """Every score of every row: a dot per seed, a stroke at the mean; dashed: plain fine-tuning."""
     with drawing.style():
-        figure = Figure(figsize=(7.5, 0.9 + 0.32 * len(lines)), layout="constrained")
+        figure = Figure(figsize=(5.6, 0.9 + 0.32 * len(lines)), layout="constrained")
         ax = figure.add_subplot()
         for place, line in enumerate(lines):
             ax.plot(line.values, [place] * line.n, "o", color=drawing.COLOURS[0], alpha=0.55)

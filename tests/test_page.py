@@ -11,10 +11,8 @@ import table_runs
 from comparison_results import saved
 from page_helpers import curves, decoded, made
 from PIL import Image
-from test_predict_text import LONG, TEST, example, write_csv
 
-from configs import roberta_file
-from sdfp import experiment, rendering, report
+from sdfp import rendering, report
 from sdfp.comparison import open_runs
 
 
@@ -30,20 +28,6 @@ def images(tmp_path_factory):
     more = ("--config.run.pictures=2", "--methods", "finetune,further_pretrain", "--seeds", "2")
     assert table_runs.make(workdir, *more) == 0
     return workdir
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A work directory of one row on texts."""
-    home = tmp_path_factory.mktemp("page")
-    write_csv(home / "data/train.csv", [("text", "label"), *(example(n) for n in range(30))])
-    write_csv(home / "data/test.csv", [("text", "label"), *TEST])
-    config = roberta_file.get_config("smoke")
-    config.methods, config.seeds = ("further_pretrain",), (0,)
-    config.data.dir, config.data.max_length = str(home / "data"), 64
-    config.run.tensorboard = False
-    experiment.run(config, home / "work")
-    return home / "work"
 
 
 def test_written_by_the_table_command(images):
@@ -152,22 +136,6 @@ def test_what_was_run(images):
     assert pairs["jax"] == told["versions"]["jax"]
     assert pairs["counts.test"] == str(told["data"]["counts"]["test"])
     assert "complete · no failed cells" in found.shown
-
-
-def test_texts(texts):
-    found = made(texts)
-    folder = texts / "stages/finetune/further_pretrain/seed_0"
-    kept = json.loads((folder / "mistakes.json").read_text())
-    assert kept
-    for mistake in kept:
-        text, label = TEST[int(mistake["id"].removeprefix("test/"))]
-        assert mistake["label"] == label
-        assert text.startswith(mistake["text"][:40])
-        assert (text == mistake["text"]) == (LONG not in text)  # the end is not read
-        assert " ".join(mistake["text"].split()) in found.shown
-    drawn = (texts / "stages/further_pretrain/reconstructions.txt").read_text()
-    assert " ".join(drawn.split()) in found.shown
-    assert found.images() == []
 
 
 def test_measured_before_there_were_mistakes(images, tmp_path, monkeypatch):
