@@ -156,7 +156,7 @@ def _summary(results: Mapping[str, Any], run: Run | None) -> list[str]:
         return ["no results.json yet: the first row is still in training"]
     config, counts = results["config"], results.get("data", {}).get("counts", {})
     held_out = config.get("evaluate_on", "test")
-    name = config.get("data", {}).get("name", "unknown data")
+    name = config.get("data", {}).get("name", "unknown")
     told = [f"data set {name}"]
     if counts:
         told.append(f"{counts.get('train', 0):,} training examples")

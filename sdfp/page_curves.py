@@ -119,7 +119,7 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, 3.1))
-    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.16, top=0.96)
+    figure.subplots_adjust(left=0.155, right=0.97, bottom=0.16, top=0.96)
     ax = figure.add_subplot()
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set(xlabel="step")

@@ -36,7 +36,7 @@ def scores(run: Run) -> Table:
     """The table of `sdfp.table`, and losses, distance and further metrics for each row."""
     made = rendering.table([run])
     split, metric = run.lines[0].split, run.lines[0].metric
-    also = [name for name in ("accuracy", "macro_f1") if metric not in ("accuracy", name)]
+    also = [n for n in ("accuracy", "macro_f1") if metric not in ("", "accuracy", n)]
     columns = {
         **{name: NAMES[name] for name in also},
         f"{split}_loss": f"{split} loss",
@@ -46,7 +46,9 @@ def scores(run: Run) -> Table:
     rows = [[*made.rows[0], *columns.values()]]
     for row, line in zip(made.rows[1:], run.lines, strict=True):
         own = [entry for entry in run.results.get("results", ()) if entry["method"] == line.method]
-        rows.append([*row, *(_spread([e.get(name) for e in own]) for name in columns)])
+        rows.append(
+            [*row, *(_spread([e.get(n) for e in own], 2 if n in NAMES else 3) for n in columns)]
+        )
     distance = (
         f"{split} loss, train loss: mean cross-entropy in nats without augmentation. distance: "
         "Euclidean, of the encoder from theta_init."
@@ -54,13 +56,14 @@ def scores(run: Run) -> Table:
     return Table(rows, [*made.notes, distance])
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of the sample."""
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation of the sample, with that many decimals."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not values or len(known) < len(values):
         return NOTHING
     std = comparison.deviation(known)
-    return f"{sum(known) / len(known):.3f}" + ("" if std is None else f" ± {std:.3f}")
+    mean = sum(known) / len(known)
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def verdicts(run: Run) -> Iterator[str]:
@@ -121,7 +124,12 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
 
 def stages(found: Sequence[Stage]) -> Table:
     """What each stage took, and its digests (the first 12 digits)."""
-    digests = {"digest": "digest", "init_digest": "starts from", "teacher_digest": "teacher"}
+    digests = {
+        "digest": "digest",
+        "encoder_digest": "encoder",
+        "init_digest": "starts from",
+        "teacher_digest": "teacher",
+    }
     rows = [["stage", "steps", "time", "examples/s", *digests.values()]]
     for stage in found:
         record = stage.record

@@ -137,7 +137,9 @@ def worst(directory: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _picture_of(directory: Path, mistake: Mapping[str, Any]) -> dict[str, Picture]:
-    made = picture(directory / mistake["image"]) if "image" in mistake else None
+    if "image" not in mistake:
+        return {}
+    made = picture(directory / mistakes.PICTURES / Path(mistake["image"]).name)
     return {"picture": made} if made else {}
 
 

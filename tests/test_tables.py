@@ -224,6 +224,7 @@ def test_a_failing_cell(workdir, trained, broken, capsys):
     assert f"- Failed: mars, seed 0: {error}" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| mars ")]
     assert "1 (1 failed)" in row
+    assert f"mars, seed 0 failed: {error}" in (workdir / "report.html").read_text()
     # Mended, it is trained, and the table is whole.
     broken.clear()
     assert make(workdir, *ALL) == 0
