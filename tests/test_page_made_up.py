@@ -87,7 +87,7 @@ def test_long_curves_are_thinned_and_keep_their_extremes(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "log"),
-    [((1.0, 0.05), True), ((1.0, 0.5), False), ((1.0, -0.1), False), ((2.0, 2.0), False)],
+    [((1.0, 0.05), True), ((1.0, 0.5), False), ((1.0, 0.0), False), ((2.0, 2.0), False)],
 )
 def test_scale(values, log):
     """Logarithmic where the loss falls by a factor of ten, and only where it is positive."""
