@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, quoted for a shell; of the interpreter only its name."""
-    interpreter, *arguments = sys.orig_argv
+    interpreter, *arguments = sys.orig_argv or ["python"]  # empty where Python is embedded
     return shlex.join([Path(interpreter).name, *arguments])
 
 
