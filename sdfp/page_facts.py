@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdfp import comparison, rendering, table_notes
-from sdfp.comparison import PLAIN, Line, Run
+from sdfp.comparison import PLAIN, Run
 from sdfp.page_stages import Stage
 from sdfp.rendering import LEVEL, NAMES, NOTHING, Table
 
 LEFT_OUT = "left out "
 """How a remark of `data.assembly` about a broken file begins."""
+
+ABOVE, BELOW = (f"{word} {PLAIN} with p < {LEVEL} (points)" for word in ("Above", "Below"))
+ALIKE = "No difference shown: the spread over seeds explains it as well"
+UNTESTED = "Too few seeds for a test"
 
 
 class Data(NamedTuple):
@@ -67,24 +71,26 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def verdicts(run: Run) -> Iterator[str]:
-    """A sentence for each row that can be compared with plain fine-tuning."""
+    """Which rows differ from plain fine-tuning, a sentence for each kind of answer."""
+    kinds: dict[str, list[str]] = {}
     for line in run.lines:
-        if line.difference is not None:
-            yield f"{line.method}: {_verdict(line)}"
+        if line.difference is None:
+            continue
+        by = line.method + f" {line.difference:+.2f}".replace("-", "−")
+        if line.p_value is not None:
+            by += f" (p {'< 0.001' if line.p_value < 0.0005 else f'= {line.p_value:.3f}'})"
+        kinds.setdefault(_kind(line.difference, line.p_value), []).append(by)
+    for kind in (ABOVE, BELOW, ALIKE, UNTESTED):
+        if kind in kinds:
+            yield f"{kind}: {', '.join(kinds[kind])}."
 
 
-def _verdict(line: Line) -> str:
-    by = f"{abs(line.difference or 0):.2f} points {'above' if _above(line) else 'below'} {PLAIN}"
-    if line.p_value is None:
-        return f"{by}; too few seeds for a test."
-    p = f"p {'< 0.001' if line.p_value < 0.0005 else f'= {line.p_value:.3f}'}"
-    if line.p_value < LEVEL:
-        return f"{by} ({p})."
-    return f"{by}, which the spread over seeds explains as well ({p}): no difference shown."
-
-
-def _above(line: Line) -> bool:
-    return (line.difference or 0) >= 0
+def _kind(difference: float, p_value: float | None) -> str:
+    if p_value is None:
+        return UNTESTED
+    if p_value >= LEVEL:
+        return ALIKE
+    return ABOVE if difference > 0 else BELOW
 
 
 def data(found: Mapping[str, Any]) -> Data:

@@ -142,14 +142,18 @@ def test_verdicts(tmp_path):
             *scores("mars", *shift(5.0, 0.1, 0, -0.1)),
             *scores("recadam", *shift(0.5, 4, 0, -4)),
             *scores("r3f", *shift(-2.0, 0.01, 0, -0.01)),
-            entry("tf_reg", 0, 51.0),
+            *scores("tf_reg", *shift(0.0, 1, 0, -1)),
+            entry("kd", 0, 51.0),
         ]
     )
     found = made(saved(tmp_path, told))
-    assert "mars: 5.00 points above finetune (p < 0.001)." in found.shown
-    assert "recadam: 0.50 points above finetune, which the spread over seeds" in found.shown
-    assert "r3f: 2.00 points below finetune (p < 0.001)." in found.shown
-    assert "tf_reg: 1.00 points above finetune; too few seeds for a test." in found.shown
+    for line in (
+        "Above finetune with p < 0.05 (points): mars +5.00 (p < 0.001).",
+        "Below finetune with p < 0.05 (points): r3f −2.00 (p < 0.001).",
+        "the spread over seeds explains it as well: recadam +0.50 (p = 0.849), tf_reg +0.00 (p =",
+        "Too few seeds for a test: kd +1.00.",
+    ):
+        assert line in found.shown
 
 
 def test_hostile_names(tmp_path):
