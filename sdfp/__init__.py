@@ -11,6 +11,7 @@ Where do I find ...
     what the models share                   models/{stack,attention,dropout}.py
     the training step, and what it reduces  train/step.py
     the loops over batches                  train/loop.py
+    metrics, and the worst mistakes         train/{evaluation,mistakes}.py
     a stage: optimiser, teacher, resume     train/stage.py
     a stage on disk: identity, model card   train/kept.py
     what is checked before any training     preflight.py
@@ -31,6 +32,7 @@ Where do I find ...
     downloads                               data/fetch.py
     section 4: closed forms, figures        linear_model.py, theory.py
     the paper's figures of finished runs       points.py, figure.py, drawing.py
+    report.html of a work directory         page.py, page.{html,css}, page_*.py
     flags                                   main.py, table.py
 """
 

@@ -1,6 +1,8 @@
 """What all figures share: their look, a caption, and how one is written."""
 
 import csv
+import io
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +24,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
 }
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def style() -> AbstractContextManager:
@@ -49,3 +52,18 @@ def write(out: Path, name: str, rows: Sequence[Mapping[str, Any]], figure: Figur
         writer.writerows(rows)
     for kind, metadata in METADATA.items():
         figure.savefig(out / f"{name}.{kind}", dpi=120, metadata=metadata)
+
+
+def inline(figure: Figure, name: str) -> str:
+    """A figure as an <svg> element for within an HTML page, made within `style`.
+
+    Args:
+        name: another one for each figure of a page. The ids that an SVG refers to are made from it:
+            equal ones would have a figure drawn with the parts of another.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", metadata=NO_METADATA)
+    text = file.getvalue()
+    # Groups are numbered anew in every figure, and nothing refers to them.
+    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])

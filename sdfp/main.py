@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from sdfp import cli, config, experiment
+from sdfp import cli, config, experiment, page
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
@@ -19,7 +19,9 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
-    experiment.conclude(experiment.run(values, workdir), workdir)
+    results = experiment.run(values, workdir)
+    page.write(workdir)
+    experiment.conclude(results, workdir)
 
 
 def run() -> None:

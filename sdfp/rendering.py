@@ -146,7 +146,7 @@ def _single(run: Run) -> Table:
             _number(line.difference, "+.2f").replace("-", "−"),
             _number(line.p_value, ".3f").replace("0.000", "<0.001"),
             _number(line.steps, ",.0f"),
-            _clock(line.seconds),
+            clock(line.seconds),
         ]
         rows.append(cells)
     first = f"{metric[0].upper()}{metric[1:]} on the {run.lines[0].split} split of {run.label}."
@@ -179,7 +179,8 @@ def _number(value: float | None, form: str) -> str:
     return NOTHING if value is None or not math.isfinite(value) else format(value, form)
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """1:02:03; a dash for None."""
     whole = round(seconds or 0)
     clock = f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
     return NOTHING if seconds is None else clock

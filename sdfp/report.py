@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -196,6 +197,12 @@ def versions() -> dict[str, str]:
     """Of everything that a result may depend on."""
     found = {name: metadata.version(name) for name in VERSIONS}
     return {"sdfp": sdfp.__version__, "python": platform.python_version(), **found}
+
+
+def command() -> str:
+    """The command line of this process, quoted for a shell; of the interpreter only its name."""
+    interpreter, *arguments = sys.orig_argv or ["python"]  # empty where Python is embedded
+    return shlex.join([Path(interpreter).name, *arguments])
 
 
 def summarise(values: Sequence[float]) -> dict[str, float | int | None]:

@@ -42,6 +42,7 @@ class Results:
             "complete": complete,
             "config": dataclasses.asdict(context.settings),
             "model": dataclasses.asdict(context.model),
+            "command": report.command(),
             "versions": report.versions(),
             "device": f"{context.place.devices.count} x {jax.devices()[0].device_kind}",
             "precision": context.precision.name,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sdfp import algorithm, checkpoint, initial, parallel, preflight, report, rows, trained
+from sdfp.data import inputs
 from sdfp.data.interface import Dataset
 from sdfp.methods import combination
 from sdfp.methods.interface import Teacher
@@ -189,6 +190,7 @@ def measured(context: Context, outcome: Outcome, split: str) -> dict[str, float]
         feeds["train"],
         getattr(data, split),
         class_names=data.class_names,
+        show=partial(inputs.KINDS[data.input["kind"]].show, data.input),
         **_how(context, data),
     )
 

@@ -3,9 +3,9 @@
     python -m sdfp.table --config configs/vit_cub.py --methods paper --seeds 5 --workdir runs/cub
     python -m sdfp.table --from runs/cub runs/dogs --out tables
 
-The first writes table.md, table.csv and table.tex into the work directory. What is there already
-is used; the same command again goes on where it was interrupted. --list shows what there is and
-what is lacking, and trains nothing. Single keys of the config: --config.key=value.
+The first writes table.md, table.csv, table.tex and report.html into the work directory. What is
+there already is used; the same command again goes on where it was interrupted. --list shows what
+there is and what is lacking, and trains nothing. Single keys of the config: --config.key=value.
 The second joins work directories, data sets as columns.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import logging
 
-from sdfp import cli, config, experiment, listing, rendering, report
+from sdfp import cli, config, experiment, listing, page, rendering, report
 from sdfp.experiment import Wish
 from sdfp.methods import registry
 from sdfp.types import UserError
@@ -55,6 +55,7 @@ def make(
             report.say(line)
         return
     results = experiment.run(values, workdir, wish)
+    page.write(workdir)
     if results["results"] or results["failed"]:
         join([workdir], workdir)
     experiment.check(results)

@@ -27,7 +27,7 @@ from sdfp.types import UserError
     ("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (36125.0, "10:02:05"), (None, "–")]
 )
 def test_clock(seconds, text):
-    assert rendering._clock(seconds) == text
+    assert rendering.clock(seconds) == text
 
 
 def test_order_is_that_of_the_config():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-from sdfp import config, experiment, main
+from sdfp import config, experiment, main, page
 from sdfp.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ def started(monkeypatch):
     runs = []
     monkeypatch.setattr(experiment, "run", lambda *given: runs.append(given))
     monkeypatch.setattr(experiment, "conclude", lambda *given: None)
+    monkeypatch.setattr(page, "write", lambda *given: None)
 
     def start(*arguments):
         with flagsaver.flagsaver():

@@ -5,13 +5,15 @@ import json
 
 import jax
 import numpy as np
+import page_helpers
 import pytest
 from data_helpers import write_classes
 from text_helpers import write, write_jsonl
 
 from configs import roberta_file
-from sdfp import experiment, export, predict, trained
+from sdfp import experiment, export, page, predict, trained
 from sdfp.data import inputs, tokenizer
+from sdfp.data.text_files import Document
 
 STAGE = "finetune/finetune/seed_0"
 CLASSES = ("bad", 'good, "really"', "ü")
@@ -260,3 +262,31 @@ def test_a_damaged_tokenizer(exported, tmp_path, capsys):
     write(folder / "tokenizer.json", json.dumps(faulty))
     assert "tokenizer.json: not a whole tokenizer.json" in fails(capsys, *given)
     assert not list(tmp_path.glob("*p.csv*"))
+
+
+# --- report.html
+
+
+def test_texts_of_the_worst_mistakes(run):
+    """They are shown as far as the model reads them."""
+    folder = run[0] / "stages" / STAGE
+    kept = json.loads((folder / "mistakes.json").read_text())
+    with (folder / "predictions.csv").open(newline="") as file:
+        wrong = [row for row in csv.DictReader(file) if row["label"] != row["predicted"]]
+    assert len(kept) == min(12, len(wrong)) > 0
+    found = page_helpers.Page(page.html(run[0]))
+    for mistake in kept:
+        text, label = TEST[int(mistake["id"].removeprefix("test/"))]
+        assert mistake["label"] == label != mistake["predicted"]
+        assert text.startswith(mistake["text"][:40])
+        assert (text == mistake["text"]) == (LONG not in text)  # the end is not read
+        assert " ".join(mistake["text"].split()) in found.shown
+
+
+def test_a_shown_text_keeps_its_special_tokens(run):
+    """They are what the model reads; the two ends and the padding are not of the text."""
+    input = json.loads((run[0] / "stages" / STAGE / "model.json").read_text())["input"]
+    kind = inputs.KINDS["text"]
+    documents = [Document("a", "dull <mask> film", None), Document("b", "x", None)]
+    split = kind.read(documents, input).split
+    assert kind.show(input, split, [1, 0]) == ["x", "dull<mask> film"]

@@ -1,5 +1,6 @@
 """Every config's `:smoke` variant, as its user runs it: one process, all stages, all rows."""
 
+import html
 import json
 import os
 import subprocess
@@ -49,6 +50,8 @@ def check(workdir, output, results):
     assert {"further_pretrain", "self_distill_1", "finetune/finetune/seed_1"} < names
     assert all(stage["steps"] == 2 for stage in results["stages"])
     assert (workdir / "stages/self_distill_1/reconstructions.png").exists()
+    assert " -m sdfp.main --config=configs/" in results["command"]
+    assert results["command"] in html.unescape((workdir / "report.html").read_text())
     assert results["summary"]["self_distillation"]["accuracy"]["n"] == 2
 
 

@@ -103,7 +103,7 @@ def test_the_same_again_trains_nothing(workdir, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "log_probabilities", never)
     assert make(workdir, *ALL) == 0
     after = snapshot(workdir)
-    written = {"results.json", "table.md", "table.csv", "table.tex"}
+    written = {"results.json", "report.html", "table.md", "table.csv", "table.tex"}
     assert {path for path in after if after[path] != before.get(path)} == written
     assert {path for path in written if after[path][0] != before[path][0]} == set()
     assert results(workdir) == found
@@ -224,6 +224,7 @@ def test_a_failing_cell(workdir, trained, broken, capsys):
     assert f"- Failed: mars, seed 0: {error}" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| mars ")]
     assert "1 (1 failed)" in row
+    assert f"mars, seed 0 failed: {error}" in (workdir / "report.html").read_text()
     # Mended, it is trained, and the table is whole.
     broken.clear()
     assert make(workdir, *ALL) == 0

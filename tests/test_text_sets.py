@@ -76,6 +76,7 @@ def test_public_layout(tmp_path, name, given):
         "not the whole published set",
         "1 test texts are in train too, character for character",
     ]
+    assert data.facts["remarks"] == data.remarks
 
 
 @pytest.mark.parametrize("name", sorted(set(INSIDE) - {"twitter_emotion"}))

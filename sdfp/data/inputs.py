@@ -1,9 +1,12 @@
-"""New examples for a trained model, of each kind that `Dataset.input` names; see `KINDS`."""
+"""Examples of each kind that `Dataset.input` names: new ones read, and any shown; see `KINDS`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from sdfp.data import cache, image_folder, pixels, text_file, texts, tokenizer
 from sdfp.data.interface import Split
@@ -36,6 +39,9 @@ class Kind(NamedTuple):
     """(Dataset.input) -> Dataset.prepare"""
     whole: bool
     """Whether all are read at once and not some at a time."""
+    show: Callable
+    """(Dataset.input, Split, positions) -> what a person sees of these examples: a PIL image each,
+    as stored, or the text as far as the model reads it."""
 
 
 # --- images
@@ -76,6 +82,12 @@ def read_images(listed: Sequence[tuple[str, Path]], input: Mapping[str, Any]) ->
     return Read(Split({"image": decoded.images}, names), remarks)
 
 
+def show_images(input: Mapping[str, Any], split: Split, places: Sequence[int]) -> list[Image.Image]:
+    """The stored pixels, before they are resized or normalised."""
+    arrays = [np.asarray(split.arrays["image"][place]) for place in places]
+    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
+
+
 # --- texts
 
 
@@ -103,9 +115,21 @@ def read_texts(documents: Sequence[Document], input: Mapping[str, Any]) -> Read:
     Raises:
         UserError: a tokenizer that is not of RoBERTa's kind.
     """
-    opened = tokenizer.from_json(json.dumps(input["tokenizer"]), "the model's tokenizer.json")
-    encoded = texts.encode(documents, None, opened, input["max_length"])
+    encoded = texts.encode(documents, None, _tokenizer(input), input["max_length"])
     return Read(encoded.split, list(texts.remarks({"new": encoded}, input["max_length"])))
+
+
+def show_texts(input: Mapping[str, Any], split: Split, places: Sequence[int]) -> list[str]:
+    """What is left of the texts after the cut to `max_length`; special tokens that they spell out
+    stay."""
+    opened = _tokenizer(input)
+    tokens, length = split.arrays["tokens"], split.arrays["length"]
+    inside = [tokens[place, 1 : length[place] - 1].tolist() for place in places]
+    return [opened.backend.decode(ids, skip_special_tokens=False) for ids in inside]
+
+
+def _tokenizer(input: Mapping[str, Any]) -> tokenizer.Tokenizer:
+    return tokenizer.from_json(json.dumps(input["tokenizer"]), "the model's tokenizer.json")
 
 
 KINDS: dict[str, Kind] = {
@@ -116,6 +140,7 @@ KINDS: dict[str, Kind] = {
         read=read_images,
         prepare=lambda made: pixels.make_prepare(made["mean"], made["std"], made["image_size"]),
         whole=False,
+        show=show_images,
     ),
     "text": Kind(
         unit="text",
@@ -125,6 +150,7 @@ KINDS: dict[str, Kind] = {
         prepare=lambda made: texts.prepare,
         # Batches are packed into rows of one shape, which depends on all of them.
         whole=True,
+        show=show_texts,
     ),
 }
 """By `Dataset.input["kind"]`."""

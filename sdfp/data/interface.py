@@ -62,7 +62,7 @@ class Dataset(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """For results.json."""
-        return {"fingerprint": self.fingerprint, **self.notes}
+        return {"fingerprint": self.fingerprint, "remarks": self.remarks, **self.notes}
 
 
 class Download(NamedTuple):

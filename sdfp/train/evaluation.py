@@ -17,7 +17,7 @@ from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
 from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
-from sdfp.train import loop
+from sdfp.train import loop, mistakes
 from sdfp.types import Params
 
 METRICS = frozenset({"accuracy", "micro_f1", "macro_f1"})
@@ -79,19 +79,21 @@ def evaluate(
     held_out: Split,
     *,
     class_names: Sequence[str],
+    show: Callable,
     resident_gb: float,
     **how: Any,
 ) -> dict[str, float]:
     """Measures a fine-tuned model on its training split and on a held-out one, once.
 
-    Leaves evaluation.json, predictions.csv and confusion.csv (of the held-out split) in
-    `directory`; a later call of the same identity reads the first.
+    Leaves evaluation.json, predictions.csv, confusion.csv and mistakes.json (of the held-out
+    split) in `directory`; a later call of the same identity reads the first.
 
     Args:
         params: on the host.
         identity: what decides the result: digests of the parameters and of the held-out split.
         train: the training split, already on the devices.
         held_out: opened here, and let go at the end.
+        show: (split, positions) -> what a person sees of these examples, see `inputs.Kind`.
         how: as `log_probabilities` takes it.
 
     Returns:
@@ -118,6 +120,7 @@ def evaluate(
     )
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / "confusion.csv", matrix, class_names)
+    mistakes.save(directory, held_out, probability, class_names, show)
     checkpoint.write_json(path, {"identity": identity, "metrics": metrics})
     return metrics
 

@@ -1,0 +1,157 @@
+"""The pictures of a report as SVG: scores of all seeds, losses and probes against steps."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from sdfp import drawing
+from sdfp.comparison import PLAIN, Line
+from sdfp.page_stages import Stage, terms
+from sdfp.train import probe
+
+MOST = 400
+"""Points of a line. Nothing is averaged: of more, the lowest and the highest of each piece stay."""
+FEW = 40  # points that are marked as such
+WIDE = 10  # from this ratio of the largest loss to the smallest on, the axis is logarithmic
+WHOLE, BAND = "#000000", "#555555"
+
+Limits = tuple[bool, float, float]
+"""Whether an axis is logarithmic, and from where to where."""
+
+
+def scores(lines: Sequence[Line], label: str) -> str:
+    """Every score of every row: a dot per seed, a stroke at the mean; dashed: plain fine-tuning."""
+    with drawing.style():
+        figure = Figure(figsize=(5.6, 0.9 + 0.32 * len(lines)), layout="constrained")
+        ax = figure.add_subplot()
+        for place, line in enumerate(lines):
+            ax.plot(line.values, [place] * line.n, "o", color=drawing.COLOURS[0], alpha=0.55)
+            if line.mean is not None:
+                ax.plot([line.mean] * 2, [place - 0.3, place + 0.3], color=WHOLE, linewidth=1.6)
+            if line.mean is not None and line.method == PLAIN:
+                ax.axvline(line.mean, color=BAND, linestyle="--", linewidth=0.9, zorder=1)
+        ax.set_yticks(range(len(lines)), [_ascii(x.method) for x in lines], parse_math=False)
+        ax.set(xlabel=label, ylim=(len(lines) - 0.5, -0.5))
+        return drawing.inline(figure, "scores")
+
+
+def losses(stage: Stage) -> str:
+    """Each term of a masked stage's loss, and their sum where there are several."""
+    names = terms(stage)
+    with drawing.style():
+        figure, ax = _axes()
+        colours = iter(drawing.COLOURS)
+        for name in names:
+            whole = name == "loss" and len(names) > 1
+            colour = WHOLE if whole else next(colours, WHOLE)
+            _line(ax, stage.lines, name, colour, "loss (all terms)" if whole else name)
+        _scale(ax, limits(line[name] for line in stage.lines for name in names if name in line))
+        ax.set(ylabel="loss, training", xlim=(0, stage.steps or stage.done or 1))
+        ax.legend()
+        return drawing.inline(figure, f"losses of {_ascii(stage.name)}")
+
+
+def probes(stage: Stage) -> str:
+    """Accuracy of frozen features; dashed: what they were worth before the stage."""
+    with drawing.style():
+        figure, ax = _axes()
+        for (name, told), colour in zip(probe.NAMES.items(), drawing.COLOURS, strict=False):
+            own = [line for line in stage.probes if name in line]
+            _line(ax, own, name, colour, told)
+            if own and own[0]["step"] == 0:
+                ax.axhline(own[0][name], color=colour, linestyle="--", linewidth=0.8)
+        ax.set(ylabel="probe's accuracy (%)", xlim=(0, stage.steps or stage.done or 1))
+        ax.margins(y=0.15)
+        ax.legend()
+        return drawing.inline(figure, f"probes of {_ascii(stage.name)}")
+
+
+def finetuning(row: str, stages: Sequence[Stage], shared: Limits | None) -> str:
+    """The loss of each seed of a row.
+
+    Args:
+        shared: of the axis of all rows, see `limits`.
+    """
+    with drawing.style():
+        figure, ax = _axes()
+        for number, stage in enumerate(stages):
+            colour = drawing.COLOURS[number % len(drawing.COLOURS)]
+            _line(ax, stage.lines, "loss", colour, f"seed {stage.seed}".strip())
+        _scale(ax, shared)
+        ax.set(ylabel="loss, training", xlim=(0, max(s.steps or s.done or 1 for s in stages)))
+        ax.legend(ncols=2 if len(stages) > 4 else 1)
+        return drawing.inline(figure, f"fine-tuning of {_ascii(row)}")
+
+
+def limits(values: Iterable[float]) -> Limits | None:
+    """The axis that shows all of these losses, with room; None where none is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    low, high = min(finite), max(finite)
+    if low > 0 and high / low >= WIDE:
+        room = (high / low) ** 0.06
+        return True, low / room, high * room
+    room = 0.06 * (high - low) or abs(high) * 0.06 or 1.0
+    return False, low - room, high + room
+
+
+def thin(values: np.ndarray) -> np.ndarray:
+    """Which of the values [n] to draw: all, or at most MOST, and with them every extreme.
+
+    Returns:
+        Positions, increasing; the first and the last are among them.
+    """
+    if len(values) <= MOST:
+        return np.arange(len(values))
+    finite = np.nan_to_num(values, nan=np.inf, posinf=np.inf)
+    edges = np.linspace(0, len(values), (MOST - 2) // 2 + 1).astype(int)
+    kept = {0, len(values) - 1}
+    for start, end in itertools.pairwise(edges):
+        kept |= {start + int(finite[start:end].argmin()), start + int(finite[start:end].argmax())}
+    return np.array(sorted(kept))
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, 3.1))
+    figure.subplots_adjust(left=0.155, right=0.97, bottom=0.16, top=0.96)
+    ax = figure.add_subplot()
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.set(xlabel="step")
+    return figure, ax
+
+
+def _line(
+    ax: Axes, lines: Sequence[Mapping[str, float]], name: str, colour: str, label: str
+) -> None:
+    own = [line for line in lines if name in line]
+    values = np.array([line[name] for line in own], np.float64)
+    values[~np.isfinite(values)] = np.nan  # a gap
+    kept = thin(values)
+    marker = "." if len(own) <= FEW else ""
+    steps = np.array([line["step"] for line in own])
+    label = _ascii(label).replace("$", r"\$")  # no formula
+    ax.plot(steps[kept], values[kept], marker=marker, color=colour, linewidth=1.3, label=label)
+
+
+def _scale(ax: Axes, shared: Limits | None) -> None:
+    if shared is None:
+        return
+    log, low, high = shared
+    if log:
+        ax.set_yscale("log")
+        narrow = high / low < 1000
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(low, high)
+
+
+def _ascii(text: str) -> str:
+    """What the font of a figure has, whatever somebody called something."""
+    return ascii(text)[1:-1]

@@ -1,0 +1,182 @@
+"""The tables of a report: scores, what they say, data, initial parameters, stages, settings."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdfp import comparison, rendering, table_notes
+from sdfp.comparison import PLAIN, Run
+from sdfp.page_stages import Stage
+from sdfp.rendering import LEVEL, NAMES, NOTHING, Table
+
+LEFT_OUT = "left out "
+"""How a remark of `data.assembly` about a broken file begins."""
+
+ABOVE, BELOW = (f"{word} {PLAIN} with p < {LEVEL} (points)" for word in ("Above", "Below"))
+ALIKE = "No difference shown: the spread over seeds explains it as well"
+UNTESTED = "Too few seeds for a test"
+
+
+class Data(NamedTuple):
+    """What results.json says of a data set."""
+
+    facts: list[tuple[str, str]]
+    remarks: list[str]
+    broken: list[tuple[str, str]]
+    """File, what is wrong with it."""
+
+
+class Start(NamedTuple):
+    """Where theta_init is from."""
+
+    lines: list[str]
+    lists: list[tuple[str, list[str]]]
+    """Title, names of parameters or tensors."""
+
+
+def scores(run: Run) -> Table:
+    """The table of `sdfp.table`, and losses, distance and further metrics for each row."""
+    made = rendering.table([run])
+    split, metric = run.lines[0].split, run.lines[0].metric
+    also = [n for n in ("accuracy", "macro_f1") if metric not in ("", "accuracy", n)]
+    columns = {
+        **{name: NAMES[name] for name in also},
+        f"{split}_loss": f"{split} loss",
+        "train_loss": "train loss",
+        "distance": "distance",
+    }
+    rows = [[*made.rows[0], *columns.values()]]
+    for row, line in zip(made.rows[1:], run.lines, strict=True):
+        own = [entry for entry in run.results.get("results", ()) if entry["method"] == line.method]
+        rows.append(
+            [*row, *(_spread([e.get(n) for e in own], 2 if n in NAMES else 3) for n in columns)]
+        )
+    distance = (
+        f"{split} loss, train loss: mean cross-entropy in nats without augmentation. distance: "
+        "Euclidean, of the encoder from theta_init."
+    )
+    return Table(rows, [*made.notes, distance])
+
+
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation of the sample, with that many decimals."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not values or len(known) < len(values):
+        return NOTHING
+    std = comparison.deviation(known)
+    mean = sum(known) / len(known)
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def verdicts(run: Run) -> Iterator[str]:
+    """Which rows differ from plain fine-tuning, a sentence for each kind of answer."""
+    kinds: dict[str, list[str]] = {}
+    for line in run.lines:
+        if line.difference is None:
+            continue
+        by = line.method + f" {line.difference:+.2f}".replace("-", "−")
+        if line.p_value is not None:
+            by += f" (p {'< 0.001' if line.p_value < 0.0005 else f'= {line.p_value:.3f}'})"
+        kinds.setdefault(_kind(line.difference, line.p_value), []).append(by)
+    for kind in (ABOVE, BELOW, ALIKE, UNTESTED):
+        if kind in kinds:
+            yield f"{kind}: {', '.join(kinds[kind])}."
+
+
+def _kind(difference: float, p_value: float | None) -> str:
+    if p_value is None:
+        return UNTESTED
+    if p_value >= LEVEL:
+        return ALIKE
+    return ABOVE if difference > 0 else BELOW
+
+
+def data(found: Mapping[str, Any]) -> Data:
+    """Of results.json's `data` or `source`."""
+    broken = found.get("broken", {})
+    rest = {key: value for key, value in found.items() if key not in ("remarks", "broken")}
+    remarks = [remark for remark in found.get("remarks", ()) if not remark.startswith(LEFT_OUT)]
+    return Data(flat(rest), remarks, list(broken.items()))
+
+
+def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
+    """What stages/init is; None where results.json does not tell."""
+    init = results.get("init")
+    if not init:
+        return None
+    settings = results.get("config", {}).get("init", {})
+    if init.get("kind") == "weights":
+        lines = [f"Weights: {init.get('path')}, {len(init.get('loaded', ()))} tensors loaded."]
+        identity = workdir / "stages" / "init" / "identity.json"
+        if identity.is_file():
+            lines.append(f"Their sha256: {json.loads(identity.read_text()).get('weights')}")
+        lines += init.get("notes", ())
+    else:
+        lines = [
+            f"Random parameters (scratch), config.init.seed {settings.get('seed', 'unknown')}."
+        ]
+    if settings.get("kind") == "pretrain":
+        lines.append("Then pre-trained on config.source: the stage pretrain.")
+    titles = {
+        "initialised": "initialised, not in the file",
+        "left_out": "left out, no place in the model",
+        "loaded": "loaded",
+    }
+    lists = [(told, init[key]) for key, told in titles.items() if init.get(key)]
+    return Start(lines, lists)
+
+
+def stages(found: Sequence[Stage]) -> Table:
+    """What each stage took, and its digests (the first 12 digits)."""
+    digests = {
+        "digest": "digest",
+        "encoder_digest": "encoder",
+        "init_digest": "starts from",
+        "teacher_digest": "teacher",
+    }
+    rows = [["stage", "steps", "time", "examples/s", *digests.values()]]
+    for stage in found:
+        record = stage.record
+        steps = f"{stage.done} of {stage.steps or '?'}"
+        rate = record.get("examples_per_second")
+        cells = [
+            stage.name,
+            f"{stage.steps:,}" if record and stage.steps else steps,
+            rendering.clock(record.get("seconds")),
+            NOTHING if rate is None else f"{rate:,.0f}",
+            *((record.get(key) or NOTHING)[:12] for key in digests),
+        ]
+        rows.append(cells)
+    return Table(rows, [])
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """("a.b", text) for each leaf."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, _text(value)))
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or NOTHING
+    if value in ("", {}):
+        return NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def failed(results: Mapping[str, Any]) -> list[str]:
+    """A line per failed cell."""
+    told = []
+    for failure in comparison.failures(results):
+        varied = table_notes.settings(failure["method"], failure.get("varied") or {})
+        name = failure["method"] + (f" ({varied})" if varied else "")
+        seed = "" if failure["seed"] is None else f", seed {failure['seed']}"
+        told.append(f"{name}{seed} failed: {failure['error']}")
+    return told

@@ -1,0 +1,174 @@
+"""What a fine-tuned model gets wrong: confusion matrix, recall, the worst mistakes."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sdfp.train import mistakes
+
+TABLE = 20
+"""Up to so many classes the matrix is a table; of more it is a picture."""
+PAIRS, LOWEST = 15, 10
+SIDE = 480
+"""Pixels of the picture of a matrix, about."""
+RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
+BYTES = 30_000
+"""Larger pictures are embedded as JPEG: a page of 75 cells must stay small."""
+SHOWN = 112
+"""Pixels: smaller images are enlarged to that."""
+
+
+class Cell(NamedTuple):
+    """Of the table of a matrix."""
+
+    count: int
+    style: str
+    what: str
+
+
+class Confusion(NamedTuple):
+    """A confusion matrix, ready to be shown."""
+
+    names: list[str]
+    rows: list[tuple[str, list[Cell], str]]
+    """Class, its cells, its recall; empty where there are too many classes for a table."""
+    picture: str
+    """data: URI; "" where there is a table."""
+    pairs: list[tuple[str, str, int, int]]
+    """True class, predicted class, how often, of how many; the most frequent first."""
+    lowest: list[tuple[str, str, int]]
+    """Class, recall, examples: the classes of lowest recall; empty where there is a table."""
+    right: int
+    examples: int
+
+
+class Picture(NamedTuple):
+    """An image for the page."""
+
+    uri: str
+    width: int
+    """Pixels on the page."""
+
+
+def confusion(directory: Path) -> Confusion | None:
+    """What confusion.csv of a stage holds; None where there is none, or not a whole one."""
+    found = _read_confusion(directory / "confusion.csv")
+    if found is None:
+        return None
+    names, matrix = found
+    totals, right = matrix.sum(axis=1), matrix.diagonal()
+    share = matrix / np.maximum(totals, 1)[:, None]
+    recall = [f"{100 * r / t:.1f} %" if t else "–" for r, t in zip(right, totals, strict=True)]
+    small = len(names) <= TABLE
+    wrong = matrix * ~np.eye(len(names), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    places = [divmod(int(place), len(names)) for place in order]
+    pairs = [(names[i], names[j], int(wrong[i, j]), int(totals[i])) for i, j in places]
+    lowest = sorted(np.flatnonzero(totals), key=lambda i: share[i, i])[:LOWEST]
+    return Confusion(
+        names=names,
+        rows=_table(names, matrix, share, recall) if small else [],
+        picture="" if small else _matrix_picture(share),
+        pairs=[pair for pair in pairs if pair[2]],
+        lowest=[] if small else [(names[i], recall[i], int(totals[i])) for i in lowest],
+        right=int(right.sum()),
+        examples=int(totals.sum()),
+    )
+
+
+def _read_confusion(path: Path) -> tuple[list[str], np.ndarray] | None:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            header, *rows = csv.reader(file)
+        matrix = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
+    except (OSError, ValueError, csv.Error):  # not there, or just being written
+        return None
+    names = header[1:]
+    return (names, matrix) if names and matrix.shape == (len(names), len(names)) else None
+
+
+def _table(
+    names: Sequence[str], matrix: np.ndarray, share: np.ndarray, recall: Sequence[str]
+) -> list[tuple[str, list[Cell], str]]:
+    rows = []
+    for i, name in enumerate(names):
+        cells = []
+        for j, other in enumerate(names):
+            colour = ",".join(map(str, RIGHT if i == j else WRONG))
+            light = ";color:#fff" if share[i, j] > 0.6 else ""
+            style = f"background:rgba({colour},{0.9 * share[i, j]:.2f})"
+            what = f"{name} as {other}: {100 * share[i, j]:.1f} %"
+            cells.append(Cell(int(matrix[i, j]), style + light, what))
+        rows.append((name, cells, recall[i]))
+    return rows
+
+
+def _matrix_picture(share: np.ndarray) -> str:
+    """A square of some pixels per cell: blue where right, orange where wrong."""
+    # The root makes single mistakes visible.
+    strength = np.sqrt(share)[..., None]
+    right = np.eye(len(share), dtype=bool)[..., None]
+    pixels = 255 - strength * (255 - np.where(right, np.array(RIGHT), np.array(WRONG)))
+    zoom = max(1, SIDE // len(share))
+    pixels = np.rint(pixels).astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return _uri("png", file.getvalue())
+
+
+def worst(directory: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The worst mistakes of a stage, and whether the examples were kept with them.
+
+    Each has id, label, predicted, probability, and `text` or `picture` (`Picture`) where it was
+    kept. Older work directories have predictions.csv only.
+    """
+    path = directory / mistakes.LIST
+    if not path.is_file():
+        return _of_predictions(directory / "predictions.csv"), False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [mistake | _picture_of(directory, mistake) for mistake in found], True
+
+
+def _picture_of(directory: Path, mistake: Mapping[str, Any]) -> dict[str, Picture]:
+    if "image" not in mistake:
+        return {}
+    made = picture(directory / mistakes.PICTURES / Path(mistake["image"]).name)
+    return {"picture": made} if made else {}
+
+
+def _of_predictions(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [row for row in csv.DictReader(file) if row["label"] != row["predicted"]]
+        rows.sort(key=lambda row: -float(row["probability"]))
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):  # see `_read_confusion`
+        return []
+    worst = rows[: mistakes.MOST]
+    return [dict(row) | {"probability": float(row["probability"])} for row in worst]
+
+
+def picture(path: Path) -> Picture | None:
+    """An image file for the page; None where there is none, or not a whole one."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            shown = max(image.width, min(SHOWN, SHOWN * image.width // image.height))
+            if len(data) <= BYTES:
+                image.verify()
+                return Picture(_uri("png", data), shown)
+            file = io.BytesIO()
+            image.convert("RGB").save(file, "JPEG", quality=85)
+    except (OSError, SyntaxError):  # the latter is PIL's word for a broken PNG
+        return None
+    return Picture(_uri("jpeg", file.getvalue()), shown)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

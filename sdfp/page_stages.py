@@ -1,0 +1,108 @@
+"""Which stages a work directory has, finished or not, and what their metrics.jsonl says."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdfp import checkpoint
+from sdfp.report import METRICS
+
+FINETUNING = re.compile(r"(finetune/.+)/seed_[^/]+|(teacher/finetune[^/]*)", re.DOTALL)
+
+
+class Stage(NamedTuple):
+    """A stage as its folder and results.json tell of it."""
+
+    name: str
+    directory: Path
+    record: Mapping[str, Any]
+    """Its entry of results.json; empty where that has none, or not yet."""
+    lines: Sequence[Mapping[str, float]]
+    """Of metrics.jsonl, those of training steps, by step."""
+    probes: Sequence[Mapping[str, float]]
+    """Those of probes."""
+    steps: int | None
+    """That it is to have; None where nothing tells."""
+
+    @property
+    def row(self) -> str | None:
+        """The folder that its seeds share, if it is a fine-tuning; None of a masked stage."""
+        found = FINETUNING.fullmatch(self.name)
+        return (found[1] or found[2]) if found else None
+
+    @property
+    def seed(self) -> str:
+        """Of a fine-tuning."""
+        return self.name.rsplit("seed_", 1)[1] if "/seed_" in self.name else ""
+
+    @property
+    def done(self) -> int:
+        """The last step that metrics.jsonl has."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+
+def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a run: those that results.json names, and those that are not finished.
+
+    A finished stage that a complete run does not name is of other rows of the work directory.
+    """
+    records = {record["name"]: record for record in results.get("stages", ())}
+    root = workdir / "stages"
+    others = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(METRICS))
+    others = [
+        name
+        for name in others
+        if name not in records
+        and not (results.get("complete") and checkpoint.exists(root / name / "final"))
+    ]
+    return [_read(root / name, name, records.get(name, {})) for name in [*records, *others]]
+
+
+def _read(directory: Path, name: str, record: Mapping[str, Any]) -> Stage:
+    lines = {"loss": {}, "probe_knn": {}}
+    for line in _lines(directory / METRICS):
+        for key, found in lines.items():
+            if key in line:
+                found[line["step"]] = line  # of a step that is there twice the later one
+    training, probes = ([found[step] for step in sorted(found)] for found in lines.values())
+    return Stage(name, directory, record, training, probes, _steps(directory, record))
+
+
+def _lines(path: Path) -> Iterator[dict[str, float]]:
+    """Those that are whole: the last one may be in the making, or cut by a kill."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line and all(map(_is_number, line.values())):
+            yield line
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _steps(directory: Path, record: Mapping[str, Any]) -> int | None:
+    if "steps" in record:
+        return record["steps"]
+    path = directory / "identity.json"
+    return json.loads(path.read_text()).get("recipe.steps") if path.is_file() else None
+
+
+def terms(stage: Stage) -> list[str]:
+    """The parts of the loss that a line holds, and the whole of it where there are several."""
+    other = {"step", "loss", "examples", "grad_norm", "examples_per_second"}
+    names = list(dict.fromkeys(key for line in stage.lines for key in line))
+    parts = [n for n in names if n not in other and not n.startswith("probe_")]
+    weighted = any(
+        not math.isclose(line.get(name, math.nan), line["loss"], rel_tol=1e-6)
+        for name in parts
+        for line in stage.lines
+    )
+    return [*parts, "loss"] if len(parts) != 1 or weighted else parts
