@@ -68,7 +68,8 @@ def scores(features: np.ndarray, label: np.ndarray) -> dict[str, float]:
         name: cross_val_predict(classifier, features, label, cv=folds)
         for name, classifier in CLASSIFIERS.items()
     }
-    return {name: round(100 * np.mean(guess == label), 4) for name, guess in predicted.items()}
+    right = {name: float(np.mean(guess == label)) for name, guess in predicted.items()}
+    return {name: round(100 * share, 4) for name, share in right.items()}
 
 
 def measure(
