@@ -241,8 +241,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """For a laptop: images of 32 x 32 and a small model, from scratch or, as in docs/results.md,
-    from weights that configs/vit_source.py made."""
+    """For a laptop: images of 32 x 32 and a small model, from scratch or from weights that
+    configs/vit_source.py made."""
     config.name += "_small"
     config.seeds = (0, 1, 2)
     config.init.kind, config.init.weights = "scratch", ""

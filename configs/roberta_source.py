@@ -7,7 +7,7 @@
 
 The texts are 20,000 paragraphs of the docstrings of the installed scientific packages; others:
 --config.data.name=text_file --config.data.dir=FOLDER with a train.txt, a text per line. The
-tokenizer is learnt from them. docs/results.md has what came of it.
+tokenizer is learnt from them.
 """
 
 from configs import common_text
@@ -19,7 +19,6 @@ def get_config(variant: str = "full"):
     config.methods = ("further_pretrain",)
     config.data.name = "package_docstrings"
     config.model.update({"dim": 128, "mlp_dim": 512})
-    config.data.max_length = 128
     config.stages.further_pretrain.update({"steps": 3000, "batch_size": 128, "warmup_steps": 200})
     config.stages.further_pretrain.learning_rate = 2e-3
-    return common_text.choose(config, variant)
+    return config if variant == "small" else common_text.choose(config, variant)

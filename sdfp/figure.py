@@ -64,11 +64,11 @@ def analysis(sources: Sequence[Source]) -> Found:
     bars = []
     for panel, measure in (("a", GAP), ("b", DISTANCE)):
         ours = points.along(ROUNDS, sources, measure, panel)[0]
-        ours = [point for point in ours if point.series == DISTILLED][:2]  # the paper's T' is 1
-        if [point.x == 0 for point in ours] != [True, False]:
+        ours = [p for p in ours if p.series == DISTILLED and p.x in (0, 1)]  # the paper's T' is 1
+        if len(ours) != 2:
             raise UserError(
-                f"figure 5 compares further_pretrain with {DISTILLED}, not both are there: name "
-                f"a work directory of {ROUNDS.wanted}"
+                f"figure 5 compares further_pretrain with {DISTILLED} of one round, not both are "
+                f"there: name a work directory of {ROUNDS.wanted}"
             )
         band, more = points.plain(sources, measure, panel)
         bars += [*band, *ours]

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import checkpoint
-from sdfp.report import METRICS
+from sdfp import checkpoint, report
 
 FINETUNING = re.compile(r"(finetune/.+)/seed_[^/]+|(teacher/finetune[^/]*)", re.DOTALL)
 
@@ -51,7 +50,7 @@ def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
     """
     records = {record["name"]: record for record in results.get("stages", ())}
     root = workdir / "stages"
-    others = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(METRICS))
+    others = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(report.METRICS))
     others = [
         name
         for name in others
@@ -63,7 +62,7 @@ def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
 
 def _read(directory: Path, name: str, record: Mapping[str, Any]) -> Stage:
     lines = {"loss": {}, "probe_knn": {}}
-    for line in _lines(directory / METRICS):
+    for line in _lines(directory):
         for key, found in lines.items():
             if key in line:
                 found[line["step"]] = line  # of a step that is there twice the later one
@@ -71,16 +70,10 @@ def _read(directory: Path, name: str, record: Mapping[str, Any]) -> Stage:
     return Stage(name, directory, record, training, probes, _steps(directory, record))
 
 
-def _lines(path: Path) -> Iterator[dict[str, float]]:
-    """Those that are whole: the last one may be in the making, or cut by a kill."""
-    if not path.is_file():
-        return
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "step" in line and all(map(_is_number, line.values())):
+def _lines(directory: Path) -> Iterator[dict[str, float]]:
+    """Those that can be drawn."""
+    for line in report.read_metrics(directory):
+        if all(map(_is_number, line.values())):
             yield line
 
 

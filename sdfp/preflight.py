@@ -111,12 +111,11 @@ def with_probe(target: Source, place: Place) -> Source:
         return target
     sample = probe.sample(target.data.train)
     if sample is None:
-        report.say(f"data: no probe: it takes two classes of {probe.FOLDS} training examples")
+        report.say("data: no probe: too few training examples of each class")
         return target
     if sample is target.data.train:  # one copy on the devices
         return target._replace(feeds={**target.feeds, "probe": target.feeds["train"]})
-    feed = loading.open_feed(sample, place.devices, place.run.resident_gb)
-    return target._replace(feeds={**target.feeds, "probe": feed})
+    return target._replace(feeds={**target.feeds, "probe": loading.on_host(sample)})
 
 
 def check_held_out(asked: Mapping[str, str], data: Dataset) -> None:

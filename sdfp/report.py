@@ -90,19 +90,20 @@ class StageLog(contextlib.AbstractContextManager):
         if due:
             self._compiling, self._since, self._timed = False, now, done
 
-    def probe(self, step: int, found: Mapping[str, float]) -> None:
-        """Takes what `probe.measure` found after a step: a line of its own."""
+    def probe(self, step: int, found: Mapping[str, float]) -> float:
+        """Takes what `probe.measure` found after a step: a line of its own. Returns its seconds."""
         self._file.write(json.dumps({"step": step, **found}) + "\n")
         self._file.flush()
-        told = {name: found[name] for name in ("probe_knn", "probe_linear")}
+        told = {name: found[name] for name in ("probe_knn", "probe_linear") if name in found}
         if self._board:
             for name, value in told.items():
                 self._board.add_scalar(name, value, step)
+        values = ", ".join(f"{name[6:]} {value:.1f} %" for name, value in told.items())
         say(
-            f"  {self._name} {step}/{self._steps}  probe: k-NN {told['probe_knn']:.1f} %, "
-            f"linear {told['probe_linear']:.1f} %"
+            f"  {self._name} {step}/{self._steps}  probe: {values or 'the features are not finite'}"
         )
         self._since += found["probe_seconds"]  # no step was done in them
+        return found["probe_seconds"]
 
     def _write(self, step: int, rate: float | None) -> None:
         now = time.monotonic()
@@ -131,10 +132,15 @@ class StageLog(contextlib.AbstractContextManager):
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The lines of a stage's metrics.jsonl, in order; of probes and of steps."""
-    with contextlib.suppress(FileNotFoundError):
-        return [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
-    return []
+    """The lines of a stage's metrics.jsonl, in order; of probes and of steps. One that is in the
+    making, or was cut by a kill, is left out."""
+    path, lines = directory / METRICS, []
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
+    return lines
 
 
 def _duration(seconds: float) -> str:
@@ -149,7 +155,7 @@ def _continue_jsonl(path: Path, done: int):
     if path.exists():
         for line in path.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
-                if json.loads(line)["step"] <= done:
+                if done and json.loads(line)["step"] <= done:
                     kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))

@@ -19,7 +19,7 @@ import training
 from sdfp import algorithm, parallel
 from sdfp.data.interface import Split
 from sdfp.models import vit_mae
-from sdfp.train import loop
+from sdfp.train import loop, probe
 
 LAYOUTS = (("jit", 1), ("jit", 8), ("pmap", 1), ("pmap", 8))
 SPLIT = training.waves(21)  # batches of 8, 8 and 5
@@ -94,6 +94,20 @@ def mapped(backend: str, count: int) -> dict[str, np.ndarray]:
     return found
 
 
+def probed(backend: str, count: int, params) -> dict[str, np.ndarray]:
+    """What the probe measures of parameters as a stage has them."""
+    devices = parallel.make(backend, count)
+    found = probe.measure(
+        devices.replicate(params),
+        feed=training.feed(SPLIT, devices),
+        backbone=BACKBONE,
+        prepare=training.PREPARE,
+        devices=devices,
+        rows=ROWS,
+    )
+    return {f"{backend}{count}/{name}": np.array(found[name]) for name in probe.NAMES}
+
+
 def main(path: str) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -103,6 +117,7 @@ def main(path: str) -> None:
     all_jobs, found = jobs(init, teacher), {}
     for backend, count in LAYOUTS:
         found.update(trained(backend, count, all_jobs))
+        found.update(probed(backend, count, init))
     for backend in ("jit", "pmap"):
         for count in (1, 2, 8):
             found.update(mapped(backend, count))

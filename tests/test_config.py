@@ -46,7 +46,7 @@ def told(values) -> str:
     return line
 
 
-@pytest.mark.parametrize("variant", ["", ":full", ":smoke"])
+@pytest.mark.parametrize("variant", ["", ":full", ":small", ":smoke"])
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 def test_every_config_file_parses(file, variant):
     parsed = parse(config.read(f"{file}{variant}"))

@@ -65,3 +65,12 @@ def test_evaluation_sees_every_example_once(found, backend, devices, examples):
     np.testing.assert_array_equal(rows[:, 0], np.arange(examples))
     np.testing.assert_allclose(rows[:, 1], reference[:, 1], rtol=1e-4, atol=1e-4)  # of the image
     np.testing.assert_array_equal(rows[:, 2:], reference[:, 2:])  # masks
+
+
+def test_the_probe_agrees(found):
+    values = lambda name: {
+        float(found[f"{backend}{count}/{name}"]) for backend, count in worker.LAYOUTS
+    }
+    for name in ("probe_knn", "probe_linear"):
+        (value,) = values(name)
+        assert 0 < value < 100

@@ -252,7 +252,7 @@ def test_round_0_only(tmp_path, capsys, number):
     made = [run(tmp_path / str(n), {DISTILLED: (1.0,)}, rounds=n)[0] for n in (1, 2)]
     if number == 5:
         line = refused(capsys, number, tmp_path, *made)
-        assert line.startswith("figure 5 compares further_pretrain with self_distillation, not")
+        assert line.startswith("figure 5 compares further_pretrain with self_distillation of one")
     line = refused(capsys, number, tmp_path, made[0])
     assert "two or more values of rounds, there is only 1 for each" in line
 

@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from configs import docstrings
 from sdfp import checkpoint, config, experiment, report, trained
-from sdfp.data import digits
+from sdfp.data import digits, loading
 from sdfp.data.interface import Split
 from sdfp.models.registry import BACKBONES
 from sdfp.train import probe
@@ -28,21 +28,43 @@ def labelled(*label):
     return Split({"image": np.arange(len(label)), "label": np.array(label, np.int32)}, ids)
 
 
-def test_the_sample_has_the_classes_that_fill_the_folds():
-    train = labelled(0, 0, 0, 1, 1, 2, 2, 2, 2)
-    assert probe.sample(train).ids == tuple(f"image {number}" for number in (0, 1, 2, 5, 6, 7, 8))
-    whole = labelled(*[0] * 3, *[1] * 3)
+def test_the_sample_leaves_out_classes_that_do_not_fill_the_folds():
+    train = labelled(*[0] * 5, *[1] * 2, *[2] * 5)
+    assert probe.sample(train).ids == tuple(f"image {n}" for n in (*range(5), *range(7, 12)))
+    whole = labelled(*[0] * 5, *[1] * 5)
     assert probe.sample(whole) is whole
-    assert probe.sample(labelled(0, 0, 0, 1, 1)) is None
+
+
+@pytest.mark.parametrize("label", [[0] * 9, [0, 1] * 4, [0] * 20 + [1] * 2, range(30)])
+def test_no_sample_of_too_few(label):
+    assert probe.sample(labelled(*label)) is None
+
+
+def test_no_sample_without_labels():
     assert probe.sample(Split({"image": np.zeros(9)}, tuple("abcdefghi"))) is None
 
 
-def test_the_sample_of_a_large_set_is_stratified():
+def test_the_smallest_sample_can_be_scored():
+    label = np.arange(10) % 3  # 4, 3 and 3
+    assert probe.sample(labelled(*label)) is not None
+    assert set(probe.scores(np.eye(10), label)) == set(probe.NAMES)
+
+
+def test_the_sample_of_a_large_set_is_balanced():
     train = labelled(*np.arange(3 * probe.MOST) % 4)
     taken = probe.sample(train)
-    assert len(set(taken.ids)) == probe.MOST
     np.testing.assert_array_equal(np.bincount(taken.arrays["label"]), probe.MOST / 4)
+    assert len(set(taken.ids)) == probe.MOST
     assert probe.sample(train).ids == taken.ids
+    rare = probe.sample(labelled(*[0] * 20_000, *[1] * 20))
+    np.testing.assert_array_equal(np.bincount(rare.arrays["label"]), [probe.MOST / 2, 20])
+
+
+def test_the_sample_of_very_many_classes_has_some_of_them():
+    taken = probe.sample(labelled(*np.arange(50_000) % 1000))
+    count = np.bincount(taken.arrays["label"])
+    np.testing.assert_array_equal(count[count > 0], probe.LEAST)
+    assert (count > 0).sum() == probe.MOST / probe.LEAST
 
 
 def clusters(apart: float, examples: int = 90, classes: int = 3):
@@ -74,13 +96,7 @@ def test_scores_equal_those_of_plain_loops():
             right["probe_knn"].append(votes.argmax() == label[example])
         x = features[taught]
         x, y = (x - x.mean(0)) / x.std(0), 2 * one_hot - 1
-        errors, fitted = {}, {}
-        for alpha in np.logspace(-1, 4, 6):  # chosen by leaving one out
-            hat = x @ np.linalg.solve(x.T @ x + alpha * np.eye(8), x.T) + 1 / len(x)
-            left = (y - hat @ y) / (1 - np.diag(hat))[:, None]
-            errors[alpha] = np.mean(left**2)
-            fitted[alpha] = np.linalg.solve(x.T @ x + alpha * np.eye(8), x.T @ (y - y.mean(0)))
-        best = fitted[min(errors, key=errors.get)]
+        best = np.linalg.solve(x.T @ x + probe.RIDGE * np.eye(8), x.T @ (y - y.mean(0)))
         z = (features[held_out] - features[taught].mean(0)) / features[taught].std(0)
         right["probe_linear"] += list((z @ best + y.mean(0)).argmax(1) == label[held_out])
     plain = {name: 100 * float(np.mean(hits)) for name, hits in right.items()}
@@ -98,30 +114,48 @@ def curve(knn, linear=None, masked=(), examples=1000):
     return lines
 
 
-IMPROVING = (0.9, 0.6, 0.5)
+IMPROVING = (0.9, 0.6, 0.5, 0.4)
 
 
 def test_a_fall_while_the_masked_loss_improves_is_told():
-    told = probe.warning(curve((30, 40, 35, 31), masked=IMPROVING))
+    told = probe.warning(curve((30, 40, 35, 31, 32), masked=IMPROVING))
     assert told.startswith(
-        "the k-NN accuracy of frozen features fell from 40.0 % (step 10) to 31.0 % (step 30) "
-        "while the masked loss fell from 0.9 to 0.5: over-fitting."
+        "the k-NN accuracy of frozen features was 40.0 % at step 10 and at most 32.0 % in the "
+        "last two probes (until step 40), while the masked loss fell from 0.9 to 0.4: the stage "
+        "over-fits"
     )
-    only_linear = probe.warning(curve((30, 30, 30, 30), (30, 40, 35, 31), IMPROVING))
-    assert only_linear.startswith("the linear accuracy of frozen features fell from 40.0 %")
-    at_once = probe.warning(curve((40, 35, 30), masked=IMPROVING))
-    assert "(step 0) to 30.0 % (step 20) while the masked loss fell from 0.9 to 0.6" in at_once
+    only_linear = probe.warning(curve((30,) * 4, (30, 40, 33, 31), IMPROVING))
+    assert only_linear.startswith("the linear accuracy of frozen features was 40.0 %")
+    at_once = probe.warning(curve((40, 35, 30, 30), masked=IMPROVING))
+    assert "40.0 % at step 0 and" in at_once
+    assert "while the masked loss fell from 0.9 to 0.5" in at_once
+
+
+def test_of_equal_bests_the_last_one_counts():
+    told = probe.warning(curve((40, 35, 40, 30, 30), masked=IMPROVING))
+    assert "40.0 % at step 20 and" in told
+
+
+def test_the_masked_loss_is_compared_where_it_is_logged_more_seldom():
+    """Steps 25 and 45; probes every 10."""
+    probes = curve((40, 40, 40, 30, 30))
+    logged = [{"step": step, "masked": loss} for step, loss in ((25, 0.9), (45, 0.5))]
+    lines = sorted([*probes, *logged], key=lambda line: line["step"])
+    assert probe.warning(lines[:-1]) is None  # one line: nobody knows
+    assert "fell from 0.9 to 0.5" in probe.warning(lines)
 
 
 @pytest.mark.parametrize(
     "lines",
     [
-        curve((30, 40, 39, 38), masked=IMPROVING),  # within the error of 1,000 examples
-        curve((30, 40, 35, 31), masked=IMPROVING, examples=50),
+        curve((30, 40, 39, 38, 36), masked=IMPROVING),  # within the error of 1,000 examples
+        curve((30, 40, 35, 31, 30), masked=IMPROVING, examples=50),
         curve((30, 40, 31, 40), masked=IMPROVING),  # recovered
-        curve((30, 40, 35, 31), masked=(0.5, 0.6, 0.9)),  # diverges: another trouble
-        curve((30, 40, 35, 31)),  # no masked loss in this stage
-        curve((40,)),
+        curve((30, 40, 40, 31), masked=IMPROVING),  # once: it may be chance
+        curve((30, 40, 35, 31, 31), masked=(0.5, 0.6, 0.9, 1)),  # diverges: another trouble
+        curve((30, 40, 35, 31, 31), masked=(0.5, 0.5, 0.499, 0.498)),  # nothing is learnt
+        curve((30, 40, 35, 31, 31)),  # no masked loss in this stage
+        curve((40, 30)),
         [],
     ],
 )
@@ -130,9 +164,9 @@ def test_nothing_is_told_of_anything_else(lines):
 
 
 def test_the_record_has_the_curve():
-    lines = curve((30, 40, 35, 31), (50, 50, 51, 52), IMPROVING)
+    lines = curve((30, 40, 32, 31), (50, 50, 51, 52), IMPROVING)
     assert probe.summary(lines) == {
-        "probe": [[0, 30, 50], [10, 40, 50], [20, 35, 51], [30, 31, 52]],
+        "probe": [[0, 30, 50], [10, 40, 50], [20, 32, 51], [30, 31, 52]],
         "probe_seconds": 4,
         "warning": probe.warning(lines),
     }
@@ -192,11 +226,11 @@ def test_a_stage_that_is_read_brings_its_record(finished, capsys):
     workdir, before = finished
     path = workdir / MASKED / report.METRICS
     kept = path.read_text()
-    fallen = curve((90, 80, 10), masked=(0.3, 0.2), examples=40)
+    fallen = curve((90, 80, 10, 10), masked=(0.3, 0.2, 0.1), examples=40)
     path.write_text("".join(json.dumps(line) + "\n" for line in fallen))
     results = run(workdir)
     record = next(each for each in results["stages"] if each["name"] == "further_pretrain")
-    assert record["warning"].startswith("the k-NN accuracy of frozen features fell from 90.0 %")
+    assert record["warning"].startswith("the k-NN accuracy of frozen features was 90.0 % at")
     assert f"warning: further_pretrain: {record['warning']}" in capsys.readouterr().out
     path.write_text(kept)
     assert run(workdir)["stages"] == before["stages"]
@@ -204,7 +238,7 @@ def test_a_stage_that_is_read_brings_its_record(finished, capsys):
 
 def test_too_few_of_every_class(tmp_path, capsys):
     found = run(tmp_path, "--config.data.train_labels=20")
-    assert "data: no probe: it takes two classes of 3 training examples" in capsys.readouterr().out
+    assert "data: no probe: too few training examples of each class" in capsys.readouterr().out
     assert all("probe" not in record for record in found["stages"])
 
 
@@ -222,3 +256,32 @@ def test_texts_are_probed_too(tmp_path, monkeypatch):
     assert features.shape == (60, 32)
     assert np.ptp(features, axis=0).min() > 0
     assert len(label) == 60
+
+
+def test_features_that_are_not_finite_stop_nothing(tmp_path, monkeypatch, capsys):
+    broken = lambda *_, **__: np.full((40, 16), np.nan, np.float32)
+    monkeypatch.setattr(probe.loop, "map_examples", broken)
+    features = {"feed": None, "backbone": None, "prepare": None, "devices": None, "rows": 1}
+    split = labelled(*np.arange(40) % 4)
+    features["feed"] = loading.on_host(split)
+    monkeypatch.setattr(probe.algorithm, "teacher_features", lambda *_: None)
+    found = probe.measure({"encoder": None}, **features)
+    assert found.keys() == {"probe_examples", "probe_seconds"}
+    with report.StageLog(tmp_path, "stage", 10, 0, 1, None) as log:
+        assert log.probe(3, found) == found["probe_seconds"]
+    assert "stage 3/10  probe: the features are not finite" in capsys.readouterr().out
+    assert probe.summary(report.read_metrics(tmp_path)) == {}
+
+
+def test_a_stage_that_begins_anew_is_probed_once_at_its_start(tmp_path):
+    """Killed before its first checkpoint."""
+    for _ in range(2):
+        with report.StageLog(tmp_path, "stage", 10, 0, 1, None) as log:
+            log.probe(0, {"probe_knn": 1.0, "probe_linear": 2.0, "probe_seconds": 0.1})
+    assert len(report.read_metrics(tmp_path)) == 1
+
+
+def test_half_a_line_is_not_read(tmp_path):
+    (tmp_path / report.METRICS).write_text('{"step": 1, "masked": 2.0}\n{"step": 2, "mas')
+    assert report.read_metrics(tmp_path) == [{"step": 1, "masked": 2.0}]
+    assert report.read_metrics(tmp_path / "nowhere") == []

@@ -18,7 +18,7 @@ class Outcome(NamedTuple):
     params: Params
     record: dict[str, Any]
     """For results.json: key, name, steps, seconds and examples_per_second (compilation and
-    checkpoints included), and digests: init_digest of what the stage started from,
+    checkpoints included, probes not), and digests: init_digest of what the stage started from,
     teacher_digest of its teacher (the encoder_digest of an earlier stage), digest of all its
     parameters."""
     directory: Path

@@ -117,21 +117,21 @@ def _train(
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
     log = report.StageLog(directory, stage.name, recipe.steps, first, run.log_every, board)
     with log:
-        if probe and not first:
-            log.probe(0, probe(state.params))
         warned = False
+        if probe and not first:
+            began += log.probe(0, probe(state.params))  # it is no part of the stage's time
         for done, state, metrics in calls:
             _refuse_non_finite(stage.name, done, metrics)
             log.add(done, metrics)
             if probe and (done % run.probe_every == 0 or done == recipe.steps):
-                log.probe(done, probe(state.params))
+                began += log.probe(done, probe(state.params))
                 warned = warned or _warn(stage.name, directory)
             seconds = past + time.monotonic() - began
             if done % run.checkpoint_every == 0 and done < recipe.steps:
                 checkpoint.save_step(directory, done, devices.fetch(state), {"seconds": seconds})
     seconds = past + time.monotonic() - began
     seen = plan.examples_seen(recipe.steps, len(feed.split), recipe.batch_size)
-    params = devices.fetch(state).params
+    params = devices.fetch(state.params)
     return params, {
         "steps": recipe.steps,
         "seconds": round(seconds, 3),
