@@ -94,10 +94,7 @@ def masked(
     )
     used.append(folder)
     context.records[folder] |= _masked_loss(context, source.data, outcome)
-    probed = probe.summary(report.read_metrics(outcome.directory))
-    context.records[folder] |= probed
-    if "warning" in probed and not outcome.new:  # else it was told in its time
-        report.say(f"warning: {folder}: {probed['warning']}")
+    context.records[folder] |= _probed(outcome)
     evaluation.save_reconstructions(
         outcome.directory,
         source.data,
@@ -113,9 +110,15 @@ def _probe(context: Context) -> Callable | None:
     data, feeds = context.target
     if "probe" not in feeds:
         return None
-    how = {"rows": context.settings.run.eval_batch_size, "devices": context.place.devices}
-    how |= {"backbone": context.backbone, "prepare": data.prepare}
-    return partial(probe.measure, feed=feeds["probe"], **how)
+    return partial(probe.measure, feed=feeds["probe"], **_passed(context, data))
+
+
+def _probed(outcome: Outcome) -> dict[str, Any]:
+    """For the record: what the probes of a masked stage found."""
+    found = probe.summary(report.read_metrics(outcome.directory))
+    if "warning" in found and not outcome.new:  # else it was told in its time
+        report.say(f"warning: {outcome.record['name']}: {found['warning']}")
+    return found
 
 
 def _run(context: Context, stage: Stage, probe: Callable | None = None) -> Outcome:
@@ -250,8 +253,12 @@ def _identity(context: Context, data: Dataset, *fields: str) -> dict[str, Any]:
 
 def _how(context: Context, data: Dataset) -> dict[str, Any]:
     """How examples are evaluated."""
-    run, devices = context.settings.run, context.place.devices
-    how = {"rows": run.eval_batch_size, "resident_gb": run.resident_gb, "devices": devices}
+    return {"resident_gb": context.settings.run.resident_gb, **_passed(context, data)}
+
+
+def _passed(context: Context, data: Dataset) -> dict[str, Any]:
+    """How examples go through the model."""
+    how = {"rows": context.settings.run.eval_batch_size, "devices": context.place.devices}
     return how | {"backbone": context.backbone, "prepare": data.prepare}
 
 
