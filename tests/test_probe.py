@@ -96,7 +96,7 @@ def test_scores_equal_those_of_plain_loops():
             right["probe_knn"].append(votes.argmax() == label[example])
         x = features[taught]
         x, y = (x - x.mean(0)) / x.std(0), 2 * one_hot - 1
-        best = np.linalg.solve(x.T @ x + probe.RIDGE * np.eye(8), x.T @ (y - y.mean(0)))
+        best = np.linalg.solve(x.T @ x + probe.RIDGE * len(x) * np.eye(8), x.T @ (y - y.mean(0)))
         z = (features[held_out] - features[taught].mean(0)) / features[taught].std(0)
         right["probe_linear"] += list((z @ best + y.mean(0)).argmax(1) == label[held_out])
     plain = {name: 100 * float(np.mean(hits)) for name, hits in right.items()}

@@ -33,17 +33,13 @@ LEAST = 10
 """Examples of a class, where there are so many classes that MOST would leave fewer."""
 FOLDS = 3
 NEIGHBOURS = 5
-RIDGE = 100.0
-"""Fixed: choosing it at every probe would take longer than all the rest of the probe."""
+RIDGE = 0.03
+"""Penalty of the linear classifier per example that teaches it. Fixed: choosing it at every probe
+would take longer than all the rest of the probe."""
 ERRORS, PROGRESS = 2.5, 0.01
 """What a fall must exceed to be told: standard errors of a difference, twice in a row, while the
 masked loss fell by this share. A stage is looked at many times, so chance gets many chances."""
 NAMES = {"probe_knn": "k-NN", "probe_linear": "linear"}
-
-CLASSIFIERS = {
-    "probe_knn": KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
-    "probe_linear": make_pipeline(StandardScaler(), RidgeClassifier(RIDGE)),
-}
 
 
 def sample(train: Split) -> Split | None:
@@ -76,9 +72,14 @@ def scores(features: np.ndarray, label: np.ndarray) -> dict[str, float]:
         label: int [examples], each class at least FOLDS times.
     """
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    taught = len(label) * (FOLDS - 1) / FOLDS
+    classifiers = {
+        "probe_knn": KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
+        "probe_linear": make_pipeline(StandardScaler(), RidgeClassifier(RIDGE * taught)),
+    }
     predicted = {
         name: cross_val_predict(classifier, features, label, cv=folds)
-        for name, classifier in CLASSIFIERS.items()
+        for name, classifier in classifiers.items()
     }
     right = {name: float(np.mean(guess == label)) for name, guess in predicted.items()}
     return {name: round(100 * share, 4) for name, share in right.items()}
