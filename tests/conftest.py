@@ -14,6 +14,29 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+# The dearest files, the dearest first: the suite ends when its slower worker does, so that what is
+# long must not begin last. The others follow in the order of their names.
+LONGEST = (
+    "test_devices",
+    "test_resume",
+    "test_smoke",
+    "test_tables",
+    "test_text_runs",
+    "test_page",
+    "test_tuning",
+    "test_rows",
+    "test_figure",
+    "test_method_contract",
+    "test_probe",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files; the tests of each stay in their order."""
+    rank = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data that SDFP_TEST_DATA names; the test is skipped without it."""
