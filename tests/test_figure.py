@@ -77,6 +77,13 @@ def rgb(colour):
 BLUE, ORANGE, GREEN = (rgb(figure.drawing.COLOURS[i]) for i in (0, 1, 2))
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The numbers only: another test looks at this figure's pictures, or writes them."""
+    monkeypatch.setattr(figure.drawing, "METADATA", {})
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_steps(tmp_path, capsys):
     a, _ = run(tmp_path / "a", steps=5000)
     b, _ = run(tmp_path / "b", shifted(-3.0), steps=200)
@@ -139,6 +146,7 @@ def test_rounds(tmp_path, capsys):
     assert "has another" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_round_0_of_most_seeds(tmp_path):
     """Where a run lacks some cells, another one that has them is taken."""
     less = {"finetune": (50.0,), FURTHER: (60.0, 61.0)}
@@ -149,6 +157,7 @@ def test_round_0_of_most_seeds(tmp_path):
     assert places == [("", "2", str(b)), ("0", "3", str(b)), ("1", "2", str(a)), ("2", "2", str(b))]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_chosen_rounds(tmp_path):
     """--tune changes a row's settings, not the config's."""
     a, found = run(tmp_path / "a")
@@ -204,6 +213,7 @@ def test_pictures(tmp_path):
     assert "a$x$" in shown  # a folder's name is no formula
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_notes(tmp_path, capsys):
     a, _ = run(tmp_path / "a", steps=1)
     b, found = run(tmp_path / "b", BASE | {DISTILLED: (1.0,)}, steps=2)
