@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import method_runs
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from configs import docstrings
 from sdfp import checkpoint, config, experiment, report, trained
 from sdfp.data import digits, loading
 from sdfp.data.interface import Split
@@ -236,26 +236,26 @@ def test_a_stage_that_is_read_brings_its_record(finished, capsys):
     assert run(workdir)["stages"] == before["stages"]
 
 
-def test_too_few_of_every_class(tmp_path, capsys):
-    found = run(tmp_path, "--config.data.train_labels=20")
+def test_too_few_of_every_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probe, "FOLDS", 5)  # of each class there are 4
+    found = run(tmp_path)
     assert "data: no probe: too few training examples of each class" in capsys.readouterr().out
     assert all("probe" not in record for record in found["stages"])
 
 
 def test_texts_are_probed_too(tmp_path, monkeypatch):
-    made = docstrings.get_config("smoke")
-    made.methods, made.seeds, made.init.kind = ("further_pretrain",), (0,), "scratch"
-    made.data.train_labels = 60
-    made.run.update({"pictures": 0, "tensorboard": False, "masked_loss": False})
+    data = method_runs.write_data("roberta", tmp_path / "data")
+    made = method_runs.tiny("roberta", data, "further_pretrain", steps=2)
+    made.run.probe_every = 1
     seen = []
     real = probe.scores
     monkeypatch.setattr(probe, "scores", lambda x, y: seen.append((x, y)) or real(x, y))
-    experiment.run(made, tmp_path)
+    method_runs.run(made, tmp_path)
     assert [line["step"] for line in probed(tmp_path)] == [0, 1, 2]
     (features, label), *_ = seen
-    assert features.shape == (60, 32)
+    assert features.shape == (method_runs.TRAIN, 16)
     assert np.ptp(features, axis=0).min() > 0
-    assert len(label) == 60
+    assert len(label) == method_runs.TRAIN
 
 
 def test_features_that_are_not_finite_stop_nothing(tmp_path, monkeypatch, capsys):
