@@ -23,7 +23,8 @@ from sdfp.train import loop, probe
 
 LAYOUTS = (("jit", 1), ("jit", 8), ("pmap", 1), ("pmap", 8))
 SPLIT = training.waves(21)  # batches of 8, 8 and 5
-BACKBONE = vit_mae.make(tiny_vit.settings(dropout_pretrain=0.2, dropout_finetune=0.2), jnp.float32)
+SETTINGS = tiny_vit.settings(depth=1, dropout_pretrain=0.2, dropout_finetune=0.2)
+BACKBONE = vit_mae.make(SETTINGS, jnp.float32)
 EXAMPLES, ROWS = (15, 16, 17), 8  # one less than two batches, two batches, one more
 
 
