@@ -233,7 +233,8 @@ def test_interrupted_and_run_again(folder, tmp_path, monkeypatch):
         "--config.methods=further_pretrain",
         "--config.seeds=0,",
         *(f"--config.stages.{stage}.steps=6" for stage in ("further_pretrain", "finetune")),
-        "--config.run.checkpoint_every=4",
+        *("--config.run.checkpoint_every=4", "--config.run.probe_every=0"),
+        *("--config.run.pictures=0", "--noconfig.run.tensorboard", "--noconfig.run.masked_loss"),
         *(f"--config.model.{size}" for size in ("depth=1", "dim=16", "mlp_dim=16")),
     ]
     whole = run_here(tmp_path / "whole", "roberta_file.py:smoke", *overrides)
