@@ -8,10 +8,16 @@ from pathlib import Path
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
+import programs
 import pytest
 
+programs.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_unconfigure() -> None:
+    programs.forget()
 
 
 # The dearest files, the dearest first: the suite ends when its slower worker does, so that what is

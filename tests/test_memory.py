@@ -28,6 +28,7 @@ print(compiled.memory_analysis().temp_size_in_bytes)
 def temporary(flags: str | None) -> int:
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     env |= {} if flags is None else {"XLA_FLAGS": flags}
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = [sys.executable, "-c", PROGRAM]
     return int(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
 

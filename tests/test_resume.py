@@ -45,7 +45,7 @@ def few_crops(monkeypatch):
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
     """`python -m sdfp.main` on the tiny config; compiled programs are shared."""
-    cache = tmp_path_factory.mktemp("cache")
+    cache = str(tmp_path_factory.mktemp("cache"))
 
     def start(workdir, *overrides, **environment):
         arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
@@ -56,8 +56,8 @@ def process(tmp_path_factory):
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", cache),
                 **environment,
             },
             capture_output=True,
