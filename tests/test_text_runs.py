@@ -187,7 +187,7 @@ def test_chemprot(tmp_path):
         tmp_path / "work",
         "roberta_chemprot.py:smoke",
         f"--config.data.dir={tmp_path}",
-        "--config.methods=finetune",
+        *("--config.methods=finetune", "--config.seeds=0,", "--config.model.depth=1"),
     )
     assert results["data"]["classes"] == 13
     assert results["data"]["published"] == (4169, 3469)
@@ -219,7 +219,7 @@ def test_texts_without_labels(tmp_path, capsys):
         tmp_path / "work",
         "roberta_file.py:smoke",
         f"--config.data.dir={tmp_path / 'data'}",
-        "--config.methods=further_pretrain",
+        *("--config.methods=further_pretrain", "--config.model.depth=1"),
     )
     assert "further_pretrain: no labels here, so no fine-tuning" in capsys.readouterr().out
     assert [stage["name"] for stage in results["stages"]] == ["further_pretrain"]
