@@ -17,6 +17,7 @@ import tiny_vit
 import training
 
 from sdfp import algorithm, parallel
+from sdfp.data import loading
 from sdfp.data.interface import Split
 from sdfp.models import vit_mae
 from sdfp.train import loop, probe
@@ -84,10 +85,12 @@ def mapped(backend: str, count: int) -> dict[str, np.ndarray]:
     found = {}
     for examples in EXAMPLES:
         arrays = {name: array[:examples] for name, array in SPLIT.arrays.items()}
+        split = Split(arrays, SPLIT.ids[:examples])
         found[f"{backend}{count}/{examples}"] = loop.map_examples(
             row,
             devices.replicate(np.float32(1)),
-            training.feed(Split(arrays, SPLIT.ids[:examples]), devices),
+            # What is streamed has one program for all sizes; the last one is kept on the devices.
+            loading.open_feed(split, devices, resident_gb=float(examples == EXAMPLES[-1])),
             prepare=loop.make_prepare(training.PREPARE, False, None),
             devices=devices,
             rows=ROWS,
