@@ -55,7 +55,9 @@ class _Watch:
             return
         name = signal.Signals(first).name
         _tell(f"{name}: saves what there is, and stops; once more to stop at once")
-        self._next(TWICE)
+        again = first
+        while again:
+            again = self._next(TWICE)
         second = self._next(GRACE)
         if second is None and self.saving.is_set():
             second = self._next(None)
@@ -64,10 +66,10 @@ class _Watch:
             os._exit(128 + first)
 
     def _next(self, seconds: float | None) -> int | None:
-        """The number of the next signal, 0 at the end, None after so many seconds."""
+        """The number of the next signal; 0 from the end on; None after so many seconds."""
         self.ours.settimeout(seconds)
         try:
-            while (number := self.ours.recv(1)[0]) not in (0, *SIGNALS):
+            while (number := ord(self.ours.recv(1) or b"\0")) not in (0, *SIGNALS):
                 pass
         except TimeoutError:
             return None
@@ -102,10 +104,9 @@ def handled() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
-        watch.kernel.send(b"\0")
+        watch.kernel.close()
         watch.thread.join()
         watch.ours.close()
-        watch.kernel.close()
 
 
 @contextlib.contextmanager
