@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from sdfp import report
 from sdfp.types import UserError
@@ -38,22 +38,22 @@ def held(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = _open(path)
-        file.truncate(0)
-        file.write(json.dumps(holder, indent=2) + "\n")
-        file.flush()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
     with file:
+        with contextlib.suppress(OSError):  # a full disk: held it is all the same
+            file.truncate(0)
+            file.write((json.dumps(holder, indent=2) + "\n").encode())
         try:
             yield
         finally:
             path.unlink(missing_ok=True)  # while it is locked: nobody else's is removed
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path) -> BinaryIO:
     """The file, open and locked."""
     while True:
-        file = path.open("a+")
+        file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between opening and locking, its last holder may have removed it.
@@ -80,7 +80,7 @@ def _open(path: Path) -> TextIO:
         file.close()
 
 
-def _holder(file: TextIO) -> str:
+def _holder(file: BinaryIO) -> str:
     file.seek(0)
     try:
         found = json.loads(file.read())
