@@ -85,6 +85,6 @@ def _holder(file: BinaryIO) -> str:
     try:
         found = json.loads(file.read())
         who = f"process {found['pid']} on {found['host']}, since {found['started']}"
-        return f"{who} ({found['command']})"
-    except (ValueError, KeyError, TypeError):
+        return f"{who} ({' '.join(found['command'].split())[:300]})"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "it has just begun"

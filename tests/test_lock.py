@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,22 +38,28 @@ def test_it_says_who_holds_it_and_goes_with_the_run(tmp_path):
         assert list(workdir.iterdir()) == []
 
 
-def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
-    """Another process; and its lock, which a kill leaves behind, keeps nobody out."""
+@pytest.fixture
+def holder(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        before = (tmp_path / lock.NAME).read_text()
-        with pytest.raises(UserError) as caught:
-            experiment.run(config.read(str(ROOT / "tests/tiny_config.py")), tmp_path)
-        line = str(caught.value)
-        assert line.startswith(f"--workdir={tmp_path}: another run is at work in it: process ")
-        assert f"process {holder.pid} on {os.uname().nodename}, since 20" in line
-        assert "\n" not in line
-        assert (tmp_path / lock.NAME).read_text() == before
-        assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, holder):
+    """Another process; and its lock, which a kill leaves behind, keeps nobody out."""
+    before = (tmp_path / lock.NAME).read_text()
+    with pytest.raises(UserError) as caught:
+        experiment.run(config.read(str(ROOT / "tests/tiny_config.py")), tmp_path)
+    line = str(caught.value)
+    assert line.startswith(f"--workdir={tmp_path}: another run is at work in it: process ")
+    assert f"process {holder.pid} on {os.uname().nodename}, since 20" in line
+    assert "\n" not in line
+    assert (tmp_path / lock.NAME).read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+    holder.kill()
+    holder.wait()
     assert (tmp_path / lock.NAME).exists()
     assert take(tmp_path)["pid"] == os.getpid()
 
