@@ -74,7 +74,10 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_names(path: Path) -> list[str] | None:
-    return json.loads(path.read_text()).get("class_names") if path.exists() else None
+    try:
+        return json.loads(path.read_text()).get("class_names") if path.exists() else None
+    except (ValueError, AttributeError):  # damaged: it is written again
+        return None
 
 
 def _read(final: Path, directory: Path, new: bool, of: Mapping[str, Any]) -> Outcome:
@@ -91,8 +94,17 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         checkpoint.write_json(path, identity)
         return
-    known = json.loads(path.read_text())
+    known = _known(path)
     _refuse(directory, known, identity, {*known, *identity})
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise WorkdirError(
+            f"{path}: damaged ({error}). Delete {path.parent} to train this stage again"
+        ) from None
 
 
 def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
@@ -106,7 +118,7 @@ def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
     """
     path, flat = directory / "identity.json", _flat(identity)
     if path.exists():
-        _refuse(directory, json.loads(path.read_text()), flat, flat)
+        _refuse(directory, _known(path), flat, flat)
 
 
 def _refuse(directory: Path, known: Mapping, identity: Mapping, keys: Iterable[str]) -> None:

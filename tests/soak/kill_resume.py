@@ -24,8 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config=tests/tiny_config.py", "--config.run.steps_per_call=1"]
+TINY += ["--config.run.probe_every=15"]
 TINY += [
-    f"--config.stages.{stage}.steps=60"
+    f"--config.stages.{stage}.steps=30"
     for stage in ("pretrain", "further_pretrain", "self_distill", "finetune")
 ]
 LONGEST = 30.0
