@@ -34,6 +34,6 @@ def exit_code(run: Callable[[], None]) -> int:
         print(f"sdfp: {error}; what was saved before is as it was", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"sdfp: {error or 'interrupted'}", file=sys.stderr)
-        return getattr(error, "code", 130)
+        print("sdfp:", str(error) or "interrupted", file=sys.stderr)
+        return getattr(error, "code", 130)  # of signals.Interrupted
     return 0

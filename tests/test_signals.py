@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdfp import signals
+from sdfp import cli, signals
 
 ROOT = Path(__file__).parents[1]
 START = """
@@ -76,6 +76,14 @@ def test_it_stops_where_nothing_is_to_be_saved(number, code):
     assert found == code
     last = f"sdfp: stopped by {number.name}; the same command goes on from where it was"
     assert err.splitlines()[1:] == [last]
+
+
+def test_a_tool_that_handles_none(capsys):
+    def tool():
+        raise KeyboardInterrupt
+
+    assert cli.exit_code(tool) == 130
+    assert capsys.readouterr().err == "sdfp: interrupted\n"
 
 
 def test_it_finishes_and_saves_first():

@@ -118,7 +118,8 @@ def _train(
     """
     began = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
-    state, past = _start(stage, directory, facts)
+    state, before = _start(stage, directory, facts)
+    past = before["seconds"]
     first, state = int(state.step), devices.replicate(state)  # no second copy on the host
     frozen = devices.replicate(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
@@ -127,7 +128,9 @@ def _train(
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    log = report.StageLog(directory, stage.name, recipe.steps, first, run.log_every, board)
+    log = report.StageLog(
+        directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"]
+    )
     with signals.deferred(), log, Saver() as saver:
         warned = False
         if probe and not first:
@@ -140,7 +143,8 @@ def _train(
                 warned = warned or _warn(stage.name, directory)
             stop, seconds = signals.asked(), past + time.monotonic() - began
             if stop or (done % run.checkpoint_every == 0 and done < recipe.steps):
-                saver.save(directory, done, devices.fetch(state), {**facts, "seconds": seconds})
+                more = {"seconds": seconds, "waiting": list(log.waiting)}
+                saver.save(directory, done, devices.fetch(state), {**facts, **more})
             if stop:
                 break
     seconds = past + time.monotonic() - began
@@ -199,16 +203,19 @@ def _frozen_digest(stage: Stage, after: Any) -> str | None:
     return before
 
 
-def _start(stage: Stage, directory: Path, facts: Mapping[str, Any]) -> tuple[step.State, float]:
-    """The state to go on from, on the host, and the seconds spent before."""
+def _start(
+    stage: Stage, directory: Path, facts: Mapping[str, Any]
+) -> tuple[step.State, dict[str, Any]]:
+    """The state to go on from, on the host, and what was kept with it: the seconds spent before,
+    the metrics that wait for their line."""
     tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
     saved = checkpoint.restore_step(directory, state, facts)
     if saved is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
-        return state, 0.0
+        return state, {"seconds": 0.0, "waiting": []}
     report.say(f"{stage.name}: goes on after step {saved[1]['step']} of {stage.recipe.steps}")
-    return saved[0], saved[1]["seconds"]
+    return saved[0], {"waiting": [], **saved[1]}
 
 
 def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:
