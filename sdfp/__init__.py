@@ -24,6 +24,8 @@ Where do I find ...
                                             (types and ranges: settings.py)
     devices, jit and pmap                   parallel.py, nowhere else
     Orbax                                   checkpoint.py, nowhere else
+    saves beside training                   train/saver.py
+    SIGTERM, SIGINT; one run per workdir    signals.py; lock.py
     published weights                       pretrained.py, models/{vit,roberta}_weights.py
     texts: files, tokenizer, packing        data/{text_files,tokenizer,packing}.py
     a trained model, read again             trained.py

@@ -1,13 +1,15 @@
 """Checkpoints on disk: the only file that knows Orbax.
 
-Orbax restores flipped bits and cast dtypes without an error, so a manifest with the
-SHA-256, shape and dtype of every array is written last, and every read is checked against
-it. A directory without a manifest is an unfinished save and counts as nothing.
+Orbax restores flipped bits and cast dtypes without an error, so a manifest with the SHA-256 of
+every file and every array (and of itself) is written last, and every read is checked against it.
+A save is written to a folder of its own, flushed, and renamed: under its name it is whole.
 """
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sdfp import report
+from sdfp.types import WorkdirError, one_line
+
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""1 had no digests of files, and was not renamed."""
+KEPT = 2
+"""Saves of an interrupted stage: were the newest one damaged, there is the one before it."""
+
+# Orbax logs an error with its traceback, and then raises it: it is told once, by who catches it.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 
 
 class DamagedCheckpoint(Exception):
@@ -59,34 +71,90 @@ def _digest_of(fingerprints: Mapping[str, dict]) -> str:
     return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
 
 
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        file.write(_text(value))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def save(directory: Path, tree: Any, facts: Mapping[str, Any]) -> None:
-    """Writes the arrays of a host tree, then the manifest with `facts`.
+    """Writes the arrays of a host tree and a manifest with `facts`, all of it or nothing.
 
     Raises:
-        FloatingPointError: an array is not finite; nothing is written.
+        FloatingPointError: an array is not finite.
+        WorkdirError: the disk is full, or cannot be written.
     """
     flat = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     for name, array in flat.items():
         if not np.all(np.isfinite(array)):
             raise FloatingPointError(f"{name} is not finite: not saved to {directory}")
+    temporary = directory.with_name(directory.name + ".saving")
+    try:
+        _write(temporary, flat, facts)
+        _put_in_place(temporary, directory)
+    except (OSError, ValueError) as error:  # TensorStore tells a full disk as a ValueError
+        shutil.rmtree(temporary, ignore_errors=True)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        why = os.strerror(int(code[1])) if code else one_line(error)
+        raise WorkdirError(
+            f"{directory}: cannot be saved ({why}); what was saved before is as it was. Mend "
+            "that, and run the same command again: it goes on from there"
+        ) from error
+
+
+def _write(directory: Path, flat: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "arrays", unflatten(flat))
     fingerprints = _fingerprints(flat)
-    manifest = {"facts": dict(facts), "digest": _digest_of(fingerprints), "arrays": fingerprints}
-    write_json(directory / MANIFEST, manifest)
+    manifest = {
+        "format": FORMAT,
+        "versions": report.versions(),
+        "facts": dict(facts),
+        "digest": _digest_of(fingerprints),
+        "arrays": fingerprints,
+        "files": _files(directory),
+    }
+    write_json(directory / MANIFEST, {**manifest, "sha256": _digest_of(manifest)})
+
+
+def _put_in_place(temporary: Path, directory: Path) -> None:
+    """Renames a folder once the disk has all of it."""
+    for path in [*temporary.rglob("*"), temporary]:
+        _flush(path)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.replace(directory)
+    _flush(directory.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)  # of a folder, too
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _files(directory: Path) -> dict[str, str]:
+    """SHA-256 of everything but the manifest, by its path; "" of what is no file."""
+
+    def sha256(path):
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    paths = (path for path in sorted(directory.rglob("*")) if not path.is_dir())
+    found = {path.relative_to(directory).as_posix(): path for path in paths}
+    return {name: sha256(path) for name, path in found.items() if name != MANIFEST}
 
 
 def exists(directory: Path) -> bool:
@@ -94,36 +162,65 @@ def exists(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
-def restore(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
+def restore(
+    directory: Path, like: Any = None, of: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Reads and verifies a checkpoint.
 
     Args:
         like: a tree whose structure the result gets; nested dicts where None.
+        of: facts that it must have been saved with, if with any under these names.
 
     Returns:
         (tree of numpy arrays, the facts it was saved with).
 
     Raises:
-        DamagedCheckpoint: missing or unreadable, an array is missing, extra or changed.
+        DamagedCheckpoint: missing or unreadable; a file or an array is missing, extra or changed;
+            it is of something else.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = _read_manifest(directory)
         expected = manifest["arrays"]
         names = unflatten(dict.fromkeys(expected, ocp.RestoreArgs(restore_type=np.ndarray)))
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(directory.absolute() / "arrays", restore_args=names)
+    except DamagedCheckpoint:
+        raise
     except Exception as error:  # Orbax and TensorStore raise many types for one damaged file
         raise DamagedCheckpoint(
             f"{directory}: cannot be read ({type(error).__name__}: {error})"
         ) from error
     flat = flatten(tree)
-    found = _fingerprints(flat)
-    changed = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-    if changed or _digest_of(found) != manifest["digest"]:
-        raise DamagedCheckpoint(f"{directory}: not what was saved: {', '.join(changed[:5])}")
+    _refuse_changes(directory, expected, _fingerprints(flat))
+    facts = manifest["facts"]
+    for name, value in (of or {}).items():
+        if facts.get(name, value) != value:
+            raise DamagedCheckpoint(f"{directory}: is of {name} {facts[name]}, not of {value}")
     if like is not None:
         tree = _in_structure_of(like, flat, directory)
-    return tree, manifest["facts"]
+    return tree, facts
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, once all files are found to be those that it names."""
+    text = (directory / MANIFEST).read_text()
+    manifest = json.loads(text)
+    changed = manifest["digest"] != _digest_of(manifest["arrays"])
+    if manifest.keys() != {"facts", "digest", "arrays"}:  # those of format 1
+        changed |= text != _text(manifest) or manifest.pop("sha256") != _digest_of(manifest)
+    if changed:
+        raise DamagedCheckpoint(f"{directory}: not what was saved: {MANIFEST}")
+    if manifest.get("format", 1) > FORMAT:
+        raise DamagedCheckpoint(f"{directory}: a newer version of sdfp made it")
+    if "files" in manifest:
+        _refuse_changes(directory, manifest["files"], _files(directory))
+    return manifest
+
+
+def _refuse_changes(directory: Path, expected: Mapping, found: Mapping) -> None:
+    changed = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    if changed:
+        raise DamagedCheckpoint(f"{directory}: not what was saved: {', '.join(changed[:5])}")
 
 
 def _in_structure_of(like: Any, flat: Mapping[str, np.ndarray], directory: Path) -> Any:
@@ -146,21 +243,40 @@ def stored_digest(directory: Path) -> str:
 
 
 def save_step(directory: Path, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
-    """Saves an interrupted stage's state and drops the one before it."""
+    """Saves an interrupted stage's state, and drops those before the last `KEPT`.
+
+    Raises:
+        FloatingPointError, WorkdirError: as `save`.
+    """
     save(directory / f"step_{step:09d}", tree, {**facts, "step": step})
-    for older in _steps(directory)[:-1]:
+    for older in _steps(directory)[:-KEPT]:
         shutil.rmtree(older)
 
 
-def restore_step(directory: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest finished save of an interrupted stage, or None."""
+def restore_step(
+    directory: Path, like: Any, of: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]] | None:
+    """The newest save of an interrupted stage that is sound, or None; `like`, `of`: see `restore`.
+
+    A damaged one is told and set aside (`step_*.damaged`): the one before it is taken.
+    """
     steps = _steps(directory)
-    return restore(steps[-1], like) if steps else None
+    for path in reversed(steps):
+        try:
+            return restore(path, like, of)
+        except DamagedCheckpoint as error:
+            report.say(f"warning: {one_line(error)}. It is set aside, and not used")
+            aside = path.with_name(path.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+    if steps:
+        report.say(f"warning: {directory}: none of its checkpoints is good: it starts anew")
+    return None
 
 
 def last_step(directory: Path) -> int | None:
     """The step of an interrupted stage's newest finished save, or None."""
-    steps = _steps(directory)
+    steps = [path for path in _steps(directory) if exists(path)]
     return int(steps[-1].name.removeprefix("step_")) if steps else None
 
 
@@ -170,5 +286,14 @@ def drop_steps(directory: Path) -> None:
         shutil.rmtree(step)
 
 
+def drop_unfinished(directory: Path) -> None:
+    """Removes what a save left that was killed."""
+    for path in directory.glob("*.saving"):
+        if re.fullmatch(r"(final|step_\d{9})\.saving", path.name):
+            shutil.rmtree(path)
+
+
 def _steps(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("step_*") if exists(path))
+    """Sound or not, in their order."""
+    found = directory.glob("step_*")
+    return sorted(path for path in found if re.fullmatch(r"step_\d{9}", path.name))

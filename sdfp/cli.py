@@ -1,10 +1,14 @@
 """How the command-line tools begin and end."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
 from sdfp.types import UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a disk that is full, or a quota or a limit that is used up, is told by."""
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -17,13 +21,19 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Runs a tool: 0, or 2 after a mistake of the user's, told in one line. Ours is a traceback."""
+    """Runs a tool: 0, or 2 after a mistake of the user's or on a full disk, 143 or 130 after a
+    signal, told in one line. Ours is a traceback."""
     try:
         run()
     except UserError as error:
         print("sdfp:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sdfp: interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"sdfp: {error}; what was saved before is as it was", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print("sdfp:", str(error) or "interrupted", file=sys.stderr)
+        return getattr(error, "code", 130)  # of signals.Interrupted
     return 0

@@ -17,7 +17,19 @@ from typing import Any, NamedTuple
 import jax
 
 import sdfp
-from sdfp import cells, config, initial, parallel, preflight, report, rows, stages, tuning
+from sdfp import (
+    cells,
+    config,
+    initial,
+    lock,
+    parallel,
+    preflight,
+    report,
+    rows,
+    signals,
+    stages,
+    tuning,
+)
 from sdfp.methods.registry import METHODS
 from sdfp.models.registry import BACKBONES
 from sdfp.results import Results
@@ -25,6 +37,7 @@ from sdfp.rows import Row
 from sdfp.settings import Experiment
 from sdfp.stages import Context
 from sdfp.train import kept
+from sdfp.train.kept import Outcome
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError
 
@@ -72,39 +85,54 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
 
     Raises:
         UserError: a mistake of the user's, told in one line.
+        signals.Interrupted: a signal came; what is done is saved.
     """
     settings = parse(raw)
     groups = rows.expand(settings, wish.grid)
     precision = parallel.precision(settings.precision)
     preflight.check_precision(settings.model, precision)
-    preflight.check_workdir(workdir)
     parallel.keep_programs(settings.run.compilation_cache)
-    with precision.context():
-        place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
-        _greet(settings, place, precision)
-        target = preflight.load_data("data", settings.data, place)
-        target = preflight.with_probe(target, place)
-        backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
-        BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
-        preflight.check_attention(model)
-        asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
-        choice = any(len(candidates) > 1 for candidates in groups)
-        asked |= {"--tune": "validation"} if choice else {}
-        preflight.check_held_out(asked, target.data)
-        if choice and not target.data.train.labelled:
-            raise UserError("--tune: the data has no labels to choose by")
-        preflight.check_names(settings, init.params)
-        for name, known in rows.plan(settings, groups, wish.pretrain_seeds).items():
-            kept.check_known(workdir / "stages" / name, known)
-        facts = {"data": target.data.facts}
-        context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
-        for row in itertools.chain(*groups):
-            cells.check_teacher(context, row)
+    with lock.held(workdir), signals.handled(), precision.context():
+        preflight.check_workdir(workdir)
+        context, init = _prepare(settings, groups, workdir, precision, wish)
         results = Results(context, init.record, earlier=_earlier(workdir))
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
         for candidates in groups:
             _run_row(results, candidates, init_params, wish.pretrain_seeds)
-    return results.write(complete=True)
+        return results.write(complete=True)
+
+
+def _prepare(
+    settings: Experiment,
+    groups: list[list[Row]],
+    workdir: Path,
+    precision: parallel.Precision,
+    wish: Wish,
+) -> tuple[Context, Outcome]:
+    """Data, model and theta_init, and whether all that is planned can be done."""
+    place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
+    _greet(settings, place, precision)
+    target = preflight.load_data("data", settings.data, place)
+    target = preflight.with_probe(target, place)
+    backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
+    BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
+    preflight.check_attention(model)
+    asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
+    choice = any(len(candidates) > 1 for candidates in groups)
+    asked |= {"--tune": "validation"} if choice else {}
+    preflight.check_held_out(asked, target.data)
+    if choice and not target.data.train.labelled:
+        raise UserError("--tune: the data has no labels to choose by")
+    preflight.check_names(settings, init.params)
+    planned = rows.plan(settings, groups, wish.pretrain_seeds)
+    for name, known in planned.items():
+        kept.check_known(workdir / "stages" / name, known)
+    preflight.check_space(workdir, init.params, planned)
+    facts = {"data": target.data.facts}
+    context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
+    for row in itertools.chain(*groups):
+        cells.check_teacher(context, row)
+    return context, init
 
 
 def _earlier(workdir: Path) -> dict[str, Any]:

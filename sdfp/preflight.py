@@ -1,11 +1,13 @@
 """What is loaded and checked before any training: mistakes are told before hours are spent."""
 
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdfp import checkpoint, parallel, report
 from sdfp.data import loading
@@ -16,7 +18,10 @@ from sdfp.models import attention
 from sdfp.settings import Examples, Experiment
 from sdfp.train import probe
 from sdfp.train.stage import Place
-from sdfp.types import Params, UserError, one_line
+from sdfp.types import Params, UserError, WorkdirError, one_line
+
+STATE = 3
+"""Times the parameters: those, and AdamW's two moments."""
 
 
 class Source(NamedTuple):
@@ -27,13 +32,41 @@ class Source(NamedTuple):
 
 
 def check_workdir(workdir: Path) -> None:
-    """Whether the results can be written, before hours are spent on them."""
+    """Saves a little and reads it back: what cannot be done there is told before hours are spent.
+
+    Raises:
+        UserError: it cannot be saved, or is not what was saved.
+    """
+    trial, tree = workdir / "trial", {"trial": np.arange(3, dtype=np.float32)}
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            return
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+        checkpoint.save(trial, tree, {})
+        checkpoint.restore(trial, like=tree)
+    except (WorkdirError, checkpoint.DamagedCheckpoint) as error:
+        raise UserError(f"--workdir={workdir}: a trial save: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
+    """Whether the disk has room for the checkpoints of `stages`, of which `params` are the start.
+
+    Raises:
+        UserError: it has not.
+    """
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    left = [name for name in stages if not (workdir / "stages" / name / "final").exists()]
+    if not left:
+        return
+    final = {name: size(params["encoder"] if "finetune/" in name else params) for name in left}
+    saved = workdir.glob("stages/**/step_*/**/*")
+    needed = (checkpoint.KEPT + 1) * STATE * max(final.values()) + sum(final.values())
+    needed -= sum(path.stat().st_size for path in saved if path.is_file())
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"--workdir={workdir}: {needed / 1e9:.2g} GB are needed for checkpoints of "
+            f"{len(left)} stages, {free / 1e9:.2g} GB are free"
+        )
 
 
 CUDNN = "config.model.attention=cudnn"

@@ -45,16 +45,24 @@ METRICS = "metrics.jsonl"
 class StageLog(contextlib.AbstractContextManager):
     """Metrics of one stage: metrics.jsonl, TensorBoard, and a bar (on a terminal) or lines.
 
-    A line holds the mean of each metric over the steps since the line before (or since the
-    checkpoint that an interrupted stage went on from).
+    A line holds the mean of each metric over the steps since the line before. `waiting` are those
+    of the steps that have no line yet: a checkpoint keeps them, and an interrupted stage goes on
+    with them.
     """
 
     def __init__(
-        self, directory: Path, name: str, steps: int, done: int, log_every: int, board: Path | None
+        self,
+        directory: Path,
+        name: str,
+        steps: int,
+        done: int,
+        log_every: int,
+        board: Path | None,
+        waiting: Sequence[Mapping[str, float]] = (),
     ):
         directory.mkdir(parents=True, exist_ok=True)
         self._name, self._steps, self._every = name, steps, log_every
-        self._waiting: list[Mapping[str, float]] = []
+        self.waiting = list(waiting)
         self._file = _continue_jsonl(directory / METRICS, done)
         # purge_step: events that an interrupted run wrote beyond its checkpoint.
         self._board = (
@@ -81,7 +89,7 @@ class StageLog(contextlib.AbstractContextManager):
             rate = (done - self._timed) / max(now - self._since, 1e-9)
         due = self._compiling
         for i in range(count):
-            self._waiting.append({name: float(values[i]) for name, values in metrics.items()})
+            self.waiting.append({name: float(values[i]) for name, values in metrics.items()})
             step = done - count + i + 1
             if step % self._every == 0 or step == self._steps:
                 self._write(step, rate)
@@ -107,7 +115,7 @@ class StageLog(contextlib.AbstractContextManager):
 
     def _write(self, step: int, rate: float | None) -> None:
         now = time.monotonic()
-        mean = {k: float(np.mean([m[k] for m in self._waiting])) for k in self._waiting[0]}
+        mean = {k: float(np.mean([m[k] for m in self.waiting])) for k in self.waiting[0]}
         line, told = {"step": step, **mean}, ""
         if rate is not None:
             line["examples_per_second"] = rate * mean["examples"]
@@ -122,7 +130,7 @@ class StageLog(contextlib.AbstractContextManager):
         if not self._terminal and (now - self._said > 10 or step == self._steps):
             say(f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}{told}")
             self._said = now
-        self._waiting = []
+        self.waiting = []
 
     def __exit__(self, *_) -> None:
         self._bar.close()

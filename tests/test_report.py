@@ -82,6 +82,16 @@ def test_resumed_log_goes_on_after_the_checkpoint(tmp_path):
     ]
 
 
+def test_a_line_that_a_stop_cuts_in_two(tmp_path):
+    """It is the mean of both sittings' steps, as if there had been one."""
+    with report.StageLog(tmp_path, "x", 8, 0, 4, None) as log:
+        log.add(6, metrics(1, 2, 3, 4, 5, 6))
+        waiting = json.loads(json.dumps(log.waiting))  # as a checkpoint keeps it
+    with report.StageLog(tmp_path, "x", 8, 6, 4, None, waiting) as log:
+        log.add(8, metrics(7, 8))
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(4, 2.5), (8, 6.5)]
+
+
 def test_resumed_log_survives_a_kill_before_its_first_line(tmp_path):
     """Compiling takes a while: a second kill then must not lose the first sitting's lines."""
     with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:

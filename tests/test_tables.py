@@ -155,12 +155,12 @@ WORKER = """
 import os, signal, sys
 from sdfp import checkpoint, table
 
-def write_json(path, value, write=checkpoint.write_json):
-    write(path, value)
-    if str(path).endswith(os.environ.get("DIE_AFTER", "never")):
+def put_in_place(temporary, directory, put=checkpoint._put_in_place):
+    put(temporary, directory)
+    if str(directory).endswith(os.environ.get("DIE_AFTER", "never")):
         os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoint.write_json = write_json
+checkpoint._put_in_place = put_in_place
 sys.exit(table.main(sys.argv[1:]))
 """
 
@@ -187,7 +187,7 @@ def test_killed_half_way_and_run_again(finished, workdir, tmp_path):
         text=True,
         timeout=300,
     )
-    killed = process(DIE_AFTER="further_pretrain/step_000000002/manifest.json")
+    killed = process(DIE_AFTER="further_pretrain/step_000000002")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert results(work)["complete"] is False
     assert [entry["method"] for entry in results(work)["results"]] == ["finetune"]

@@ -1,7 +1,8 @@
 """`python -m sdfp.main`, with few photo crops, for test_resume.py.
 
-DIE_AT="before FILE" or "after FILE" kills the process around the writing of a JSON file whose
-path ends so. TEACHERS=FILE takes down the digests of the frozen teachers around each stage.
+DIE_AT="before SAVE" or "after SAVE" kills the process around the moment when a save whose path ends
+so gets its name; "asked SAVE" sends it SIGTERM then. TEACHERS=FILE takes down the digests of the
+frozen teachers around each stage.
 """
 
 import json
@@ -13,16 +14,16 @@ from sdfp import checkpoint, main, stages
 from sdfp.data import digits
 
 digits.CROPS = 200
-when, _, file = os.environ.get("DIE_AT", "never").partition(" ")
+when, _, name = os.environ.get("DIE_AT", "never").partition(" ")
 
 
-def write_json(path, value, write=checkpoint.write_json):
-    dies = file and str(path).endswith(file)
-    if dies and when == "before":
+def put_in_place(temporary, directory, put=checkpoint._put_in_place):
+    here = name and str(directory).endswith(name)
+    if here and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, value)
-    if dies and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
+    put(temporary, directory)
+    if here and when != "before":
+        os.kill(os.getpid(), signal.SIGTERM if when == "asked" else signal.SIGKILL)
 
 
 def run_stage(stage, place, probe, run=stages.run_stage):
@@ -33,7 +34,7 @@ def run_stage(stage, place, probe, run=stages.run_stage):
 
 
 teachers: dict = {}
-checkpoint.write_json = write_json
+checkpoint._put_in_place = put_in_place
 stages.run_stage = run_stage
 try:
     main.run()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import checkpoint, report
+from sdfp import checkpoint, report, signals
 from sdfp.types import Params, WorkdirError
 
 MODEL = "model.json"
@@ -46,29 +46,43 @@ def keep(
     """
     directory = workdir / "stages" / name
     final = directory / "final"
-    flat = json.loads(json.dumps(_dotted(identity)))  # as it will be read back
-    _claim(directory, flat)
+    _claim(directory, _flat(identity))
+    checkpoint.drop_unfinished(directory)
     # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
     # use to this stage's parameters.
     if _class_names(directory / MODEL) != list(card["class_names"]):
         checkpoint.write_json(directory / MODEL, card)
-    new = not checkpoint.exists(final)
+    new, facts = not final.is_dir(), {"key": key(identity), "name": name}
+    if new:
+        params, more = make(directory)
+        with signals.deferred():
+            checkpoint.save(final, params, {**facts, **more})
+    outcome = _read(final, directory, new, facts)
     if not new:
         report.say(f"{name}: finished, verified and read")
-    else:
-        params, facts = make(directory)
-        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
-        checkpoint.save(final, params, {"key": key, "name": name, **facts})
-    return _read(final, directory, new)
+    return outcome
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """A stage's identity in 16 characters."""
+    return hashlib.sha256(json.dumps(_flat(identity), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """With dots, as it will be read back."""
+    return json.loads(json.dumps(_dotted(identity)))
 
 
 def _class_names(path: Path) -> list[str] | None:
-    return json.loads(path.read_text()).get("class_names") if path.exists() else None
-
-
-def _read(final: Path, directory: Path, new: bool) -> Outcome:
     try:
-        params, facts = checkpoint.restore(final)
+        return json.loads(path.read_text()).get("class_names") if path.exists() else None
+    except (ValueError, AttributeError):  # damaged: it is written again
+        return None
+
+
+def _read(final: Path, directory: Path, new: bool, of: Mapping[str, Any]) -> Outcome:
+    try:
+        params, facts = checkpoint.restore(final, of=of)
     except checkpoint.DamagedCheckpoint as error:
         raise WorkdirError(f"{error}. Delete {directory} to train this stage again") from error
     return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
@@ -80,8 +94,17 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         checkpoint.write_json(path, identity)
         return
-    known = json.loads(path.read_text())
+    known = _known(path)
     _refuse(directory, known, identity, {*known, *identity})
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise WorkdirError(
+            f"{path}: damaged ({error}). Delete {path.parent} to train this stage again"
+        ) from None
 
 
 def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
@@ -93,9 +116,9 @@ def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         WorkdirError: the directory's differs there.
     """
-    path, flat = directory / "identity.json", json.loads(json.dumps(_dotted(identity)))
+    path, flat = directory / "identity.json", _flat(identity)
     if path.exists():
-        _refuse(directory, json.loads(path.read_text()), flat, flat)
+        _refuse(directory, _known(path), flat, flat)
 
 
 def _refuse(directory: Path, known: Mapping, identity: Mapping, keys: Iterable[str]) -> None:

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdfp import checkpoint, optim, report
+from sdfp import checkpoint, optim, report, signals
 from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
-from sdfp.train import loop, step
+from sdfp.train import kept, loop, step
 from sdfp.train import probe as probing
-from sdfp.train.kept import Outcome, keep
-from sdfp.types import LossFn, Params, UserError, WorkdirError
+from sdfp.train.kept import Outcome
+from sdfp.train.saver import Saver
+from sdfp.types import LossFn, Params, UserError
 
 
 class Stage(NamedTuple):
@@ -82,31 +83,43 @@ def run_stage(stage: Stage, place: Place, probe: Callable | None = None) -> Outc
             first step, every `probe_every` steps and behind the last one. It changes nothing.
 
     Raises:
-        WorkdirError: the directory holds this stage with other settings, a checkpoint is damaged.
+        WorkdirError: the directory holds this stage with other settings, its end is damaged, or
+            the disk is full.
         UserError: the loss is not finite.
+        signals.Interrupted: after the state was saved.
     """
-    outcome = keep(
+    identity = full_identity(stage)
+    facts = {"key": kept.key(identity), "name": stage.name}
+    outcome = kept.keep(
         place.workdir,
         stage.name,
-        full_identity(stage),
+        identity,
         stage.card,
-        partial(_train, stage, place, probe),
+        partial(_train, stage, place, probe, facts),
     )
     checkpoint.drop_steps(outcome.directory)
     return outcome
 
 
 def _train(
-    stage: Stage, place: Place, probe: Callable | None, directory: Path
+    stage: Stage,
+    place: Place,
+    probe: Callable | None,
+    facts: Mapping[str, Any],
+    directory: Path,
 ) -> tuple[Params, dict[str, Any]]:
-    """Trains from the start or the newest checkpoint to the last step.
+    """Trains from the start or the newest checkpoint to the last step, or until a signal.
+
+    Args:
+        facts: whose a checkpoint is.
 
     Returns:
         The parameters on the host, and the facts for the record.
     """
     began = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
-    state, past = _start(stage, directory)
+    state, before = _start(stage, directory, facts)
+    past = before["seconds"]
     first, state = int(state.step), devices.replicate(state)  # no second copy on the host
     frozen = devices.replicate(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
@@ -115,8 +128,10 @@ def _train(
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    log = report.StageLog(directory, stage.name, recipe.steps, first, run.log_every, board)
-    with log:
+    log = report.StageLog(
+        directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"]
+    )
+    with signals.deferred(), log, Saver() as saver:
         warned = False
         if probe and not first:
             began += log.probe(0, probe(state.params))  # it is no part of the stage's time
@@ -126,9 +141,12 @@ def _train(
             if probe and (done % run.probe_every == 0 or done == recipe.steps):
                 began += log.probe(done, probe(state.params))
                 warned = warned or _warn(stage.name, directory)
-            seconds = past + time.monotonic() - began
-            if done % run.checkpoint_every == 0 and done < recipe.steps:
-                checkpoint.save_step(directory, done, devices.fetch(state), {"seconds": seconds})
+            stop, seconds = signals.asked(), past + time.monotonic() - began
+            if stop or (done % run.checkpoint_every == 0 and done < recipe.steps):
+                more = {"seconds": seconds, "waiting": list(log.waiting)}
+                saver.save(directory, done, devices.fetch(state), {**facts, **more})
+            if stop:
+                break
     seconds = past + time.monotonic() - began
     seen = plan.examples_seen(recipe.steps, len(feed.split), recipe.batch_size)
     params = devices.fetch(state.params)
@@ -185,19 +203,19 @@ def _frozen_digest(stage: Stage, after: Any) -> str | None:
     return before
 
 
-def _start(stage: Stage, directory: Path) -> tuple[step.State, float]:
-    """The state to go on from, on the host, and the seconds spent before."""
+def _start(
+    stage: Stage, directory: Path, facts: Mapping[str, Any]
+) -> tuple[step.State, dict[str, Any]]:
+    """The state to go on from, on the host, and what was kept with it: the seconds spent before,
+    the metrics that wait for their line."""
     tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
-    try:
-        saved = checkpoint.restore_step(directory, state)
-    except checkpoint.DamagedCheckpoint as error:
-        raise WorkdirError(f"{error}. Delete it to train this stage again") from error
+    saved = checkpoint.restore_step(directory, state, facts)
     if saved is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
-        return state, 0.0
+        return state, {"seconds": 0.0, "waiting": []}
     report.say(f"{stage.name}: goes on after step {saved[1]['step']} of {stage.recipe.steps}")
-    return saved[0], saved[1]["seconds"]
+    return saved[0], {"waiting": [], **saved[1]}
 
 
 def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:

@@ -1,0 +1,99 @@
+"""One run per work directory."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdfp import config, experiment, lock
+from sdfp.types import UserError
+
+ROOT = Path(__file__).parents[1]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sdfp import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def take(workdir):
+    with lock.held(workdir):
+        return json.loads((workdir / lock.NAME).read_text())
+
+
+def test_it_says_who_holds_it_and_goes_with_the_run(tmp_path):
+    workdir = tmp_path / "deep" / "work"
+    for _ in range(2):
+        found = take(workdir)
+        assert found["pid"] == os.getpid()
+        assert found.keys() == {"host", "pid", "started", "command"}
+        assert list(workdir.iterdir()) == []
+
+
+@pytest.fixture
+def holder(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, holder):
+    """Another process; and its lock, which a kill leaves behind, keeps nobody out."""
+    before = (tmp_path / lock.NAME).read_text()
+    with pytest.raises(UserError) as caught:
+        experiment.run(config.read(str(ROOT / "tests/tiny_config.py")), tmp_path)
+    line = str(caught.value)
+    assert line.startswith(f"--workdir={tmp_path}: another run is at work in it: process ")
+    assert f"process {holder.pid} on {os.uname().nodename}, since 20" in line
+    assert "\n" not in line
+    assert (tmp_path / lock.NAME).read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / lock.NAME).exists()
+    assert take(tmp_path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
+def test_a_lock_that_tells_nothing(tmp_path, content):
+    (tmp_path / lock.NAME).write_text(content)
+    with (tmp_path / lock.NAME).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is at work in it: it has just begun"):
+            take(tmp_path)
+    assert take(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_removed_between_opening_and_locking(tmp_path, monkeypatch):
+    """By its last holder: what is locked then is no file of the directory any more."""
+    path, removed = tmp_path / lock.NAME, []
+
+    def flock(file, how, flock=fcntl.flock):
+        if not removed:
+            removed.append(path.unlink())
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock.held(tmp_path), pytest.raises(UserError, match="another run"):
+        take(tmp_path)
+    assert removed == [None]
+
+
+def test_without_locks_it_is_told(tmp_path, monkeypatch, capsys):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    take(tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: {tmp_path / lock.NAME}: no locks on this file system (No loc")

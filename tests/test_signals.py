@@ -1,0 +1,159 @@
+"""SIGTERM and SIGINT, in processes that need no JAX."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdfp import cli, signals
+
+ROOT = Path(__file__).parents[1]
+START = """
+import hashlib, sys, time
+from sdfp import cli, signals
+
+def run():
+    with signals.handled():
+        {body}
+
+def ready():
+    print("ready", flush=True)
+
+def saved():
+    print("saved", flush=True)
+
+sys.exit(cli.exit_code(run))
+"""
+WAITS = "ready(); time.sleep(60)"
+WORKS = """
+        with signals.deferred():
+            ready()
+            while not signals.asked():
+                time.sleep(0.01)
+            saved()
+        print("never")
+"""
+HANGS = """
+        with signals.deferred():
+            ready()
+            while True:
+                time.sleep(0.01)
+"""
+IN_COMPILED_CODE = """
+        signals.GRACE = 1
+        ready()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+class Process:
+    """Python that is at `body` within `signals.handled`."""
+
+    def __init__(self, body, *before):
+        command = [*before, sys.executable, "-c", START.format(body=body.strip())]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=ROOT, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def end(self):
+        """(exit code, what it printed, its errors, how long it took)."""
+        began = time.monotonic()
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_it_stops_where_nothing_is_to_be_saved(number, code):
+    process = Process(WAITS)
+    process.send(number)
+    found, _, err, _ = process.end()
+    assert found == code
+    last = f"sdfp: stopped by {number.name}; the same command goes on from where it was"
+    assert err.splitlines()[1:] == [last]
+
+
+def test_a_tool_that_handles_none(capsys):
+    def tool():
+        raise KeyboardInterrupt
+
+    assert cli.exit_code(tool) == 130
+    assert capsys.readouterr().err == "sdfp: interrupted\n"
+
+
+def test_it_finishes_and_saves_first():
+    process = Process(WORKS)
+    process.send(signal.SIGTERM)
+    assert process.end()[:2] == (143, "saved\n")
+
+
+def test_a_second_signal_ends_it_at_once():
+    process = Process(HANGS)
+    process.send(signal.SIGINT)
+    time.sleep(4 * signals.TWICE)
+    assert process.process.poll() is None
+    process.send(signal.SIGINT)
+    code, _, err, seconds = process.end()
+    assert (code, seconds < 5) == (130, True)
+    assert "without a save" in err
+
+
+def test_one_signal_sent_twice_is_one():
+    """As `timeout` does: to the process, and to its group."""
+    process = Process(WORKS.replace("saved()", "time.sleep(1); saved()"))
+    for _ in range(3):
+        process.send(signal.SIGTERM)
+    assert process.end()[:2] == (143, "saved\n")
+
+
+def test_it_does_not_wait_for_compiled_code():
+    """Python's handlers wait until that returns: here a minute and more."""
+    process = Process(IN_COMPILED_CODE)
+    process.send(signal.SIGTERM)
+    code, _, err, seconds = process.end()
+    assert (code, seconds < 10) == (143, True)
+    assert "the same command goes on" in err.splitlines()[-1]
+
+
+def test_an_ignored_signal_stays_ignored():
+    process = Process(WORKS, "sh", "-c", "trap '' INT; exec \"$@\"", "sh")
+    process.send(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.process.poll() is None
+    process.send(signal.SIGTERM)
+    assert process.end()[:2] == (143, "saved\n")
+
+
+def work(*, error=None):
+    """Is asked to stop, hears it, and fails then."""
+    with signals.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.asked()
+        if error:
+            raise error
+
+
+def test_an_error_while_it_is_asked_to_stop():
+    """Whoever goes on after the error is stopped at the next stage; a failed save is told."""
+    with signals.handled():
+        with pytest.raises(ValueError, match="full"):
+            work(error=ValueError("full"))
+        with pytest.raises(signals.Interrupted) as caught, signals.deferred():
+            raise AssertionError("not reached")
+        assert caught.value.code == 143
+
+
+def test_everything_is_put_back():
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for _ in range(2):
+        with pytest.raises(signals.Interrupted), signals.handled(), signals.handled():
+            work()
+    assert [signal.getsignal(number) for number in numbers] == before
+    with signals.deferred():  # where nothing is handled
+        assert not signals.asked()
