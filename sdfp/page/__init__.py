@@ -47,7 +47,7 @@ def written_last(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (workdir / "stages").is_dir():  # else nothing was begun
+        if (workdir / "results.json").is_file():  # else nothing was begun
             try:
                 write(workdir)
             except Exception as error:
