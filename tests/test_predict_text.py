@@ -14,6 +14,7 @@ from configs import roberta_file
 from sdfp import experiment, export, predict, trained
 from sdfp.data import inputs, tokenizer
 from sdfp.data.text_files import Document
+from sdfp.page import document
 
 STAGE = "finetune/finetune/seed_0"
 CLASSES = ("bad", 'good, "really"', "ü")

@@ -29,6 +29,8 @@ class Start(NamedTuple):
     """Where theta_init is from."""
 
     lines: list[str]
+    digest: str
+    """Of the file; "" of random ones."""
     lists: list[tuple[str, list[str]]]
     """Title, names of parameters or tensors."""
 
@@ -44,11 +46,13 @@ def scores(run: Run) -> Table:
         "train_loss": "train loss",
         "distance": "distance",
     }
-    rows = [[*made.rows[0], "verdict", *columns.values()]]
+    place = made.rows[0].index("p") + 1  # of the verdict
+    rows = [[*made.rows[0][:place], "verdict", *made.rows[0][place:], *columns.values()]]
     for row, line in zip(made.rows[1:], run.lines, strict=True):
         own = [entry for entry in run.results.get("results", ()) if entry["method"] == line.method]
         further = (_spread([e.get(n) for e in own], 2 if n in NAMES else 3) for n in columns)
-        rows.append([*row, verdicts.verdict(line) or NOTHING, *further])
+        verdict = verdicts.verdict(line) or NOTHING
+        rows.append([*row[:place], verdict, *row[place:], *further])
     distance = (
         f"{split} loss, train loss: mean cross-entropy in nats without augmentation. distance: "
         "Euclidean, of the encoder from theta_init."
@@ -83,14 +87,10 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
     settings = results.get("config", {}).get("init", {})
     if init.get("kind") == "weights":
         lines = [_filled(init, kept.get("arrays", {}))]
-        identity = workdir / "stages" / "init" / "identity.json"
-        if identity.is_file():
-            lines.append(f"Their sha256: {json.loads(identity.read_text()).get('weights')}")
         lines += init.get("notes", ())
     else:
-        lines = [
-            f"Random parameters (scratch), config.init.seed {settings.get('seed', 'unknown')}."
-        ]
+        seed = settings.get("seed", "unknown")
+        lines = [f"Random parameters (scratch), config.init.seed {seed}."]
     if settings.get("kind") == "pretrain":
         lines.append("Then pre-trained on config.source: the stage pretrain.")
     titles = {
@@ -99,7 +99,9 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
         "loaded": "loaded",
     }
     lists = [(told, init[key]) for key, told in titles.items() if init.get(key)]
-    return Start(lines, lists)
+    identity = workdir / "stages" / "init" / "identity.json"
+    known = json.loads(identity.read_text()) if identity.is_file() else {}
+    return Start(lines, known.get("weights") or "", lists)
 
 
 def _filled(init: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:

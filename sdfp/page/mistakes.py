@@ -22,8 +22,8 @@ SIDE = 600
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 STRONGEST = 0.75
 """Opacity of a whole row's share: dark text stays readable on it."""
-LARGEST = 256
-"""Pixels of the longer side of an example's image."""
+WIDEST = 256
+"""Pixels of an example's image."""
 
 
 class Cell(NamedTuple):
@@ -80,7 +80,7 @@ def judged(workdir: Path, run: Run | None, withheld: bool) -> list[Judged]:
     for line in (line for line in run.lines if line.method in first) if run else ():
         entry = first[line.method]
         directory = workdir / "stages" / entry["stage"]
-        worst, shown = _worst(directory, withheld)
+        found, shown = worst(directory, withheld)
         name = NAMES.get(entry["metric"], entry["metric"])
         made.append(
             Judged(
@@ -89,7 +89,7 @@ def judged(workdir: Path, run: Run | None, withheld: bool) -> list[Judged]:
                 score=f"{entry['split']} {name} {entry['value']:.2f}",
                 stage=entry["stage"],
                 confusion=confusion(directory),
-                worst=worst,
+                worst=found,
                 shown=shown,
                 best=line is best,
             )
@@ -160,8 +160,8 @@ def _matrix_picture(share: np.ndarray) -> str:
     return pictures.embed_exactly(Image.fromarray(pixels))
 
 
-def _worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
-    """`worst` and `shown` of a stage. Older work directories have predictions.csv only."""
+def worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
+    """`Judged.worst` and `Judged.shown` of a stage. Older ones have predictions.csv only."""
     path = directory / kept.LIST
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if not withheld and any({"text", "image"} & mistake.keys() for mistake in found):
@@ -172,7 +172,7 @@ def _worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
 def _picture_of(directory: Path, mistake: Mapping[str, Any]) -> dict[str, pictures.Picture]:
     if "image" not in mistake:
         return {}
-    made = pictures.embed(directory / kept.PICTURES / Path(mistake["image"]).name, LARGEST)
+    made = pictures.embed(directory / kept.PICTURES / Path(mistake["image"]).name, WIDEST)
     return {"picture": made} if made else {}
 
 
@@ -183,5 +183,4 @@ def _of_predictions(path: Path) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: -float(row["probability"]))
     except (OSError, ValueError, TypeError, KeyError, csv.Error):  # see `_read_confusion`
         return []
-    worst = rows[: kept.MOST]
-    return [dict(row) | {"probability": float(row["probability"])} for row in worst]
+    return [dict(row) | {"probability": float(row["probability"])} for row in rows[: kept.MOST]]

@@ -9,8 +9,8 @@ from PIL import Image
 
 BYTES = 30_000
 """Larger pictures are embedded as JPEG."""
-LARGEST = 1400
-"""Pixels of a side: larger pictures are reduced to that."""
+WIDEST, TALLER = 700, 4
+"""Pixels: wider pictures are reduced to that, and those that are so many times as tall."""
 SHOWN = 112
 """Pixels: smaller pictures are enlarged to that."""
 
@@ -23,19 +23,20 @@ class Picture(NamedTuple):
     """Pixels on the page."""
 
 
-def embed(path: Path, largest: int = LARGEST) -> Picture | None:
+def embed(path: Path, widest: int = WIDEST) -> Picture | None:
     """An image file for the page; None where there is none, or not a whole one.
 
     Args:
-        largest: pixels of its longer side on the page.
+        widest: pixels; a wider one is reduced to that.
     """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()  # a broken one fails here
-            if len(data) > BYTES or max(image.size) > largest:
+            limits = widest, TALLER * widest
+            if len(data) > BYTES or image.width > limits[0] or image.height > limits[1]:
                 image = image.convert("RGB")
-                image.thumbnail((largest, largest))
+                image.thumbnail(limits)
                 data = _encoded(image, "JPEG", quality=85)
             shown = max(image.width, min(SHOWN, SHOWN * image.width // image.height))
             return Picture(_uri(data), shown)

@@ -11,10 +11,10 @@ from sdfp.page.verdicts import AHEAD, ALIKE, BEHIND, UNTESTED
 from sdfp.rendering import NAMES
 
 TITLES = {
-    AHEAD: f"Ahead of {PLAIN} (points)",
+    AHEAD: f"Ahead of {PLAIN}",
     BEHIND: f"Behind {PLAIN}",
     ALIKE: f"No difference to {PLAIN} shown",
-    UNTESTED: "Not tested, as there are too few seeds",
+    UNTESTED: f"Not tested against {PLAIN}",
 }
 
 
@@ -116,7 +116,7 @@ def _against(best: Line, lines: Sequence[Line]) -> str:
         return f"; no row is above plain {PLAIN}" if len(lines) > 1 else ""
     if best.difference is None:
         return f"; there is no row {PLAIN} to compare it with"
-    told = f"; {verdicts.difference(best)} points to {PLAIN}: {verdicts.verdict(best)}"
+    told = f"; against {PLAIN} {verdicts.difference(best)}: {verdicts.verdict(best)}"
     others = sum(line.p_value is not None for line in lines)
     if verdicts.verdict(best) == AHEAD and others > 1:
         return f"{told}, but it is the best of {others} comparisons"

@@ -32,8 +32,8 @@ def best(lines: Sequence[Line]) -> Line | None:
 
 
 def difference(line: Line) -> str:
-    """E.g. "+1.20 (p = 0.031)"; of a row that is compared."""
-    by = f"{line.difference:+.2f}".replace("-", "−")
+    """E.g. "+1.20 points (p = 0.031)"; of a row that is compared."""
+    by = f"{line.difference:+.2f} points".replace("-", "−")
     if line.p_value is None:
         return by
     return f"{by} (p {'< 0.001' if line.p_value < 0.0005 else f'= {line.p_value:.3f}'})"
