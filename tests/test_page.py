@@ -201,7 +201,7 @@ def test_no_example_is_kept_nor_shown(images, tmp_path):
     assert table_runs.make(fresh, *rows) == 0  # with pictures=0
     kept = json.loads((fresh / "stages/finetune/finetune/seed_0/mistakes.json").read_text())
     assert {*kept[0]} == {"id", "label", "predicted", "probability"}
-    assert not [path for path in fresh.rglob("*") if path.suffix in (".png", ".txt")]
+    assert [*fresh.rglob("*.png"), *fresh.rglob("reconstructions*")] == []
 
 
 @pytest.mark.parametrize(

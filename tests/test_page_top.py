@@ -1,5 +1,6 @@
 """The top of report.html, what it answers; and how a run ends with it."""
 
+import os
 import subprocess
 import sys
 
@@ -170,6 +171,20 @@ def test_nothing_begun_leaves_no_page(tmp_path):
     with pytest.raises(UserError), page.written_last(tmp_path):
         raise UserError("a misspelt setting")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_changes_nothing(tmp_path):
+    """Nor does it look as if it had: the page of the run before stays."""
+    metrics(saved(tmp_path, results(PLAIN)) / "stages/a", falling(3))
+    (tmp_path / "report.html").write_text("as it was")
+    with pytest.raises(UserError), page.written_last(tmp_path):
+        raise UserError("other settings")
+    assert (tmp_path / "report.html").read_text() == "as it was"
+    later = (tmp_path / "report.html").stat().st_mtime + 10
+    os.utime(tmp_path / "stages/a/metrics.jsonl", (later, later))  # a run that has come further
+    with page.written_last(tmp_path):
+        pass
+    assert (tmp_path / "report.html").read_text() != "as it was"
 
 
 def test_training_does_not_wait_for_figures():

@@ -47,10 +47,18 @@ def written_last(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (workdir / "results.json").is_file():  # else nothing was begun
-            try:
+        try:
+            if _outdated(workdir):  # a run that was refused has changed nothing
                 write(workdir)
-            except Exception as error:
-                if not isinstance(error, UserError):
-                    traceback.print_exc()  # a fault of ours must not pass unseen
-                report.say(f"warning: {NAME} is not up to date: {one_line(error)}")
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()  # a fault of ours must not pass unseen
+            report.say(f"warning: {NAME} is not up to date: {one_line(error)}")
+
+
+def _outdated(workdir: Path) -> bool:
+    """Whether anything that the page is made of is newer than it, or there without it."""
+    page = workdir / NAME
+    made = page.stat().st_mtime_ns if page.is_file() else -1
+    sources = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{report.METRICS}")]
+    return any(path.stat().st_mtime_ns > made for path in sources)
