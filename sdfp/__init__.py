@@ -34,7 +34,7 @@ Where do I find ...
     downloads                               data/fetch.py
     section 4: closed forms, figures        linear_model.py, theory.py
     the paper's figures of finished runs       points.py, figure.py, drawing.py
-    report.html of a work directory         page.py, page.{html,css}, page_*.py
+    report.html of a work directory         page/, one file for each of its sections
     flags                                   main.py, table.py
 """
 

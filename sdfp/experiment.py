@@ -96,6 +96,8 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         preflight.check_workdir(workdir)
         context, init = _prepare(settings, groups, workdir, precision, wish)
         results = Results(context, init.record, earlier=_earlier(workdir))
+        if not results.earlier:  # what is run can be seen from the start
+            results.write(complete=False)
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
         for candidates in groups:
             _run_row(results, candidates, init_params, wish.pretrain_seeds)

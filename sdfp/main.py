@@ -19,9 +19,8 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
-    results = experiment.run(values, workdir)
-    page.write(workdir)
-    experiment.conclude(results, workdir)
+    with page.written_last(workdir):
+        experiment.conclude(experiment.run(values, workdir), workdir)
 
 
 def run() -> None:

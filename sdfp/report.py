@@ -214,8 +214,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell; of the interpreter only its name."""
-    interpreter, *arguments = sys.orig_argv or ["python"]  # empty where Python is embedded
+    """The command line of this process, quoted for a shell; of the interpreter only its name.
+    "" where it is none of sdfp's (a notebook, a test): that would not repeat the run."""
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`
+    if not (started and started.name.startswith("sdfp.") and sys.orig_argv):
+        return ""
+    interpreter, *arguments = sys.orig_argv
     return shlex.join([Path(interpreter).name, *arguments])
 
 

@@ -182,6 +182,7 @@ def measured(context: Context, outcome: Outcome, split: str) -> dict[str, float]
     """What a fine-tuned model makes of a held-out split; see `evaluation.evaluate`."""
     data, feeds = context.target
     reported = split == context.settings.evaluate_on
+    show = partial(inputs.KINDS[data.input["kind"]].show, data.input)
     return evaluation.evaluate(
         outcome.directory if reported else outcome.directory / split,
         outcome.params,
@@ -193,7 +194,7 @@ def measured(context: Context, outcome: Outcome, split: str) -> dict[str, float]
         feeds["train"],
         getattr(data, split),
         class_names=data.class_names,
-        show=partial(inputs.KINDS[data.input["kind"]].show, data.input),
+        show=show if context.settings.run.pictures else None,
         **_how(context, data),
     )
 

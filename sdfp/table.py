@@ -54,11 +54,11 @@ def make(
         for line in listing.lines(experiment.plan(values, wish), workdir):
             report.say(line)
         return
-    results = experiment.run(values, workdir, wish)
-    page.write(workdir)
-    if results["results"] or results["failed"]:
-        join([workdir], workdir)
-    experiment.check(results)
+    with page.written_last(workdir):
+        results = experiment.run(values, workdir, wish)
+        if results["results"] or results["failed"]:
+            join([workdir], workdir)
+        experiment.check(results)
 
 
 def join(workdirs: Sequence[Path], out: Path) -> None:

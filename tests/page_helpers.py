@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sdfp import page, report
+from sdfp import report
 from sdfp.data.interface import Split
+from sdfp.page.__main__ import main
 from sdfp.train import mistakes
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -73,7 +74,7 @@ class Page(HTMLParser):
 
 def made(workdir):
     """The page of a work directory, made by the command, and checked for what holds of any."""
-    assert page.main(["--workdir", str(workdir)]) == 0
+    assert main(["--workdir", str(workdir)]) == 0
     data = (workdir / "report.html").read_bytes()
     assert not list(workdir.glob("*.tmp"))
     text = data.decode("utf-8")

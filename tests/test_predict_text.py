@@ -11,9 +11,10 @@ from data_helpers import write_classes
 from text_helpers import write, write_jsonl
 
 from configs import roberta_file
-from sdfp import experiment, export, page, predict, trained
+from sdfp import experiment, export, predict, trained
 from sdfp.data import inputs, tokenizer
 from sdfp.data.text_files import Document
+from sdfp.page import document
 
 STAGE = "finetune/finetune/seed_0"
 CLASSES = ("bad", 'good, "really"', "ü")
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
     config = roberta_file.get_config("smoke")
     config.methods, config.seeds = ("finetune",), (0,)
     config.data.dir, config.data.max_length = str(data), 64
-    config.run.update({"tensorboard": False, "pictures": 0, "probe_every": 0})
+    config.run.update({"tensorboard": False, "pictures": 1, "probe_every": 0})
     # Steps large enough that the classes' probabilities differ.
     config.stages.finetune.update({"steps": 20, "warmup_steps": 0, "learning_rate": 1e-2})
     experiment.run(config, home / "work")
@@ -274,7 +275,7 @@ def test_texts_of_the_worst_mistakes(run):
     with (folder / "predictions.csv").open(newline="") as file:
         wrong = [row for row in csv.DictReader(file) if row["label"] != row["predicted"]]
     assert len(kept) == min(12, len(wrong)) > 0
-    found = page_helpers.Page(page.html(run[0]))
+    found = page_helpers.Page(document.html(run[0]))
     for mistake in kept:
         text, label = TEST[int(mistake["id"].removeprefix("test/"))]
         assert mistake["label"] == label != mistake["predicted"]

@@ -110,7 +110,8 @@ def test_the_same_again_trains_nothing(workdir, monkeypatch, capsys):
     said, error = capsys.readouterr()
     assert error == ""
     assert "\n" + (workdir / "table.md").read_text() + "\n" in said
-    assert said.endswith(f"tables: {workdir / 'table.md'}, table.csv, table.tex\n")
+    tables = f"tables: {workdir / 'table.md'}, table.csv, table.tex\n"
+    assert said.endswith(tables + f"report: {workdir / 'report.html'}\n")
 
 
 def test_more_rows_and_seeds_train_only_these(workdir):

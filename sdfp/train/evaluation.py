@@ -79,7 +79,7 @@ def evaluate(
     held_out: Split,
     *,
     class_names: Sequence[str],
-    show: Callable,
+    show: Callable | None,
     resident_gb: float,
     **how: Any,
 ) -> dict[str, float]:
@@ -93,7 +93,8 @@ def evaluate(
         identity: what decides the result: digests of the parameters and of the held-out split.
         train: the training split, already on the devices.
         held_out: opened here, and let go at the end.
-        show: (split, positions) -> what a person sees of these examples, see `inputs.Kind`.
+        show: (split, positions) -> what a person sees of these examples, see `inputs.Kind`; None
+            where no example is to be kept.
         how: as `log_probabilities` takes it.
 
     Returns:

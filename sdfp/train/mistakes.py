@@ -33,21 +33,22 @@ def save(
     held_out: Split,
     probability: np.ndarray,
     class_names: Sequence[str],
-    show: Callable,
+    show: Callable | None,
 ) -> None:
     """mistakes.json: id, label, predicted, probability, and the example: `text`, or `image`, a file
-    below mistakes/.
+    below mistakes/; neither where no example is to be kept.
 
     Args:
         probability: [examples, classes].
-        show: (split, positions) -> for each a text or a PIL image.
+        show: (split, positions) -> for each a text or a PIL image; None to keep no example.
     """
     label = held_out.arrays["label"]
     found = []
     places: list[int] = worst(label, probability).tolist()
     (directory / LIST).unlink(missing_ok=True)  # it must not name the pictures of other mistakes
     shutil.rmtree(directory / PICTURES, ignore_errors=True)
-    for number, (place, shown) in enumerate(zip(places, show(held_out, places), strict=True)):
+    examples = show(held_out, places) if show else [None] * len(places)
+    for number, (place, shown) in enumerate(zip(places, examples, strict=True)):
         best = int(probability[place].argmax())
         mistake = {
             "id": held_out.ids[place],
@@ -56,10 +57,10 @@ def save(
             "probability": round(float(probability[place, best]), 6),
         }
         if isinstance(shown, str):
-            found.append(mistake | {"text": shown})
-        else:
-            name = f"{PICTURES}/{number:02}.png"
+            mistake["text"] = shown
+        elif shown is not None:
+            mistake["image"] = f"{PICTURES}/{number:02}.png"
             (directory / PICTURES).mkdir(exist_ok=True)
-            shown.save(directory / name)
-            found.append(mistake | {"image": name})
+            shown.save(directory / mistake["image"])
+        found.append(mistake)
     checkpoint.write_json(directory / LIST, found)

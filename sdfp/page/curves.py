@@ -11,11 +11,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sdfp import drawing
 from sdfp.comparison import PLAIN, Line
-from sdfp.page_stages import Stage, terms
+from sdfp.page.stages import Stage, standard_error, terms
 from sdfp.train import probe
 
 MOST = 400
 """Points of a line. Nothing is averaged: of more, the lowest and the highest of each piece stay."""
+MOST_OF_ALL, LEAST = 2000, 40
+"""Points of all lines of a panel, and of each at least: many seeds must not make a large page."""
+NAMED = 10
+"""Lines: of more none is named in a legend."""
 FEW = 40  # points that are marked as such
 WIDE = 10  # from this ratio of the largest loss to the smallest on, the axis is logarithmic
 WHOLE, BAND = "#000000", "#555555"
@@ -57,12 +61,13 @@ def losses(stage: Stage) -> str:
 
 
 def probes(stage: Stage) -> str:
-    """Accuracy of frozen features; dashed: what they were worth before the stage."""
+    """Accuracy of frozen features, ± its standard error; dashed: before the stage."""
     with drawing.style():
         figure, ax = _axes()
         for (name, told), colour in zip(probe.NAMES.items(), drawing.COLOURS, strict=False):
             own = [line for line in stage.probes if name in line]
             _line(ax, own, name, colour, told)
+            _band(ax, own, name, colour)
             if own and own[0]["step"] == 0:
                 ax.axhline(own[0][name], color=colour, linestyle="--", linewidth=0.8)
         ax.set(ylabel="probe's accuracy (%)", xlim=(0, stage.steps or stage.done or 1))
@@ -77,14 +82,16 @@ def finetuning(row: str, stages: Sequence[Stage], shared: Limits | None) -> str:
     Args:
         shared: of the axis of all rows, see `limits`.
     """
+    most = min(MOST, max(LEAST, MOST_OF_ALL // len(stages)))
     with drawing.style():
         figure, ax = _axes()
         for number, stage in enumerate(stages):
             colour = drawing.COLOURS[number % len(drawing.COLOURS)]
-            _line(ax, stage.lines, "loss", colour, f"seed {stage.seed}".strip())
+            _line(ax, stage.lines, "loss", colour, f"seed {stage.seed}".strip(), most)
         _scale(ax, shared)
         ax.set(ylabel="loss, training", xlim=(0, max(s.steps or s.done or 1 for s in stages)))
-        ax.legend(ncols=2 if len(stages) > 4 else 1)
+        if len(stages) <= NAMED:
+            ax.legend(ncols=2 if len(stages) > 4 else 1)
         return drawing.inline(figure, f"fine-tuning of {_ascii(row)}")
 
 
@@ -101,16 +108,16 @@ def limits(values: Iterable[float]) -> Limits | None:
     return False, low - room, high + room
 
 
-def thin(values: np.ndarray) -> np.ndarray:
-    """Which of the values [n] to draw: all, or at most MOST, and with them every extreme.
+def thin(values: np.ndarray, most: int = MOST) -> np.ndarray:
+    """Which of the values [n] to draw: all, or at most `most`, and with them every extreme.
 
     Returns:
         Positions, increasing; the first and the last are among them.
     """
-    if len(values) <= MOST:
+    if len(values) <= most:
         return np.arange(len(values))
     finite = np.nan_to_num(values, nan=np.inf, posinf=np.inf)
-    edges = np.linspace(0, len(values), (MOST - 2) // 2 + 1).astype(int)
+    edges = np.linspace(0, len(values), (most - 2) // 2 + 1).astype(int)
     kept = {0, len(values) - 1}
     for start, end in itertools.pairwise(edges):
         kept |= {start + int(finite[start:end].argmin()), start + int(finite[start:end].argmax())}
@@ -127,16 +134,30 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _line(
-    ax: Axes, lines: Sequence[Mapping[str, float]], name: str, colour: str, label: str
+    ax: Axes,
+    lines: Sequence[Mapping[str, float]],
+    name: str,
+    colour: str,
+    label: str,
+    most: int = MOST,
 ) -> None:
     own = [line for line in lines if name in line]
     values = np.array([line[name] for line in own], np.float64)
     values[~np.isfinite(values)] = np.nan  # a gap
-    kept = thin(values)
+    kept = thin(values, most)
     marker = "." if len(own) <= FEW else ""
     steps = np.array([line["step"] for line in own])
     label = _ascii(label).replace("$", r"\$")  # no formula
     ax.plot(steps[kept], values[kept], marker=marker, color=colour, linewidth=1.3, label=label)
+
+
+def _band(ax: Axes, lines: Sequence[Mapping[str, float]], name: str, colour: str) -> None:
+    """One standard error to both sides, of the probes that say of how many examples they are."""
+    own = [line for line in lines if "probe_examples" in line]
+    values = np.array([line[name] for line in own])
+    errors = np.array([standard_error(line, name) for line in own])
+    steps = [line["step"] for line in own]
+    ax.fill_between(steps, values - errors, values + errors, color=colour, alpha=0.15, linewidth=0)
 
 
 def _scale(ax: Axes, shared: Limits | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdfp import checkpoint, report
+from sdfp.train import probe
 
 FINETUNING = re.compile(r"(finetune/.+)/seed_[^/]+|(teacher/finetune[^/]*)", re.DOTALL)
 
@@ -18,13 +19,15 @@ class Stage(NamedTuple):
     name: str
     directory: Path
     record: Mapping[str, Any]
-    """Its entry of results.json; empty where that has none, or not yet."""
+    """Its entry of results.json, or what it says itself once it is finished; else empty."""
     lines: Sequence[Mapping[str, float]]
     """Of metrics.jsonl, those of training steps, by step."""
     probes: Sequence[Mapping[str, float]]
     """Those of probes."""
     steps: int | None
     """That it is to have; None where nothing tells."""
+    warning: str
+    """What its probes warn of, also while it goes on; "" as a rule."""
 
     @property
     def row(self) -> str | None:
@@ -42,6 +45,22 @@ class Stage(NamedTuple):
         """The last step that metrics.jsonl has."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
+    @property
+    def progress(self) -> list[str]:
+        """How far it has come, and what it took."""
+        record = self.record
+        if not record:
+            return [f"not finished: step {self.done:,} of {self.of} is logged"]
+        told = [f"{record['steps']:,} steps", f"{record['seconds']:,.0f} seconds"]
+        told.append(f"{record['examples_per_second']:,.0f} examples/s")
+        held_out = [key for key in record if key.endswith("_masked_loss")]
+        return told + [f"{key.replace('_', ' ')} {record[key]:.4f}" for key in held_out]
+
+    @property
+    def of(self) -> str:
+        """`steps` as text."""
+        return "?" if self.steps is None else f"{self.steps:,}"
+
 
 def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
     """The stages of a run: those that results.json names, and those that are not finished.
@@ -57,17 +76,26 @@ def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
         if name not in records
         and not (results.get("complete") and checkpoint.exists(root / name / "final"))
     ]
-    return [_read(root / name, name, records.get(name, {})) for name in [*records, *others]]
+    return [_read(root / name, name, records.get(name)) for name in [*records, *others]]
 
 
-def _read(directory: Path, name: str, record: Mapping[str, Any]) -> Stage:
-    lines = {"loss": {}, "probe_knn": {}}
-    for line in _lines(directory):
-        for key, found in lines.items():
-            if key in line:
-                found[line["step"]] = line  # of a step that is there twice the later one
-    training, probes = ([found[step] for step in sorted(found)] for found in lines.values())
-    return Stage(name, directory, record, training, probes, _steps(directory, record))
+def manifest(directory: Path) -> Mapping[str, Any]:
+    """Of a finished stage: `facts` about it, `arrays` and their shapes; empty of any other."""
+    path = directory / "final" / checkpoint.MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _read(directory: Path, name: str, known: Mapping[str, Any] | None) -> Stage:
+    """A stage's folder; `known` is its entry of results.json, None where that has none (yet)."""
+    found = {"loss": {}, "probe_knn": {}}
+    logged = list(_lines(directory))
+    for line in logged:
+        for key in found.keys() & line.keys():
+            found[key][line["step"]] = line  # of a step that is there twice the later one
+    training, probes = ([own[step] for step in sorted(own)] for own in found.values())
+    warning = _warning(logged) if known is None else known.get("warning", "")
+    record = manifest(directory).get("facts", {}) if known is None else known
+    return Stage(name, directory, record, training, probes, _steps(directory, record), warning)
 
 
 def _lines(directory: Path) -> Iterator[dict[str, float]]:
@@ -75,6 +103,18 @@ def _lines(directory: Path) -> Iterator[dict[str, float]]:
     for line in report.read_metrics(directory):
         if all(map(_is_number, line.values())):
             yield line
+
+
+def _warning(lines: Sequence[Mapping[str, float]]) -> str:
+    """What the probes say so far; "" also where older ones do not say of how many examples."""
+    needed = {*probe.NAMES, "probe_examples"}
+    whole = all(needed <= line.keys() for line in lines if "probe_knn" in line)
+    return (probe.warning(lines) if whole else None) or ""
+
+
+def standard_error(line: Mapping[str, float], name: str) -> float:
+    """Of a probe's accuracy in percent, as of a share of its examples; NaN of older probes."""
+    return math.sqrt(line[name] * (100 - line[name]) / line.get("probe_examples", math.nan))
 
 
 def _is_number(value: Any) -> bool:

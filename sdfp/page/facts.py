@@ -2,21 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdfp import comparison, rendering, table_notes
-from sdfp.comparison import PLAIN, Run
-from sdfp.page_stages import Stage
-from sdfp.rendering import LEVEL, NAMES, NOTHING, Table
+from sdfp.comparison import Run
+from sdfp.page import verdicts
+from sdfp.page.stages import Stage, manifest
+from sdfp.rendering import NAMES, NOTHING, Table
 
 LEFT_OUT = "left out "
 """How a remark of `data.assembly` about a broken file begins."""
-
-ABOVE, BELOW = (f"{word} {PLAIN} with p < {LEVEL} (points)" for word in ("Above", "Below"))
-ALIKE = "No difference shown: the spread over seeds explains it as well"
-UNTESTED = "Too few seeds for a test"
 
 
 class Data(NamedTuple):
@@ -32,12 +29,14 @@ class Start(NamedTuple):
     """Where theta_init is from."""
 
     lines: list[str]
+    digest: str
+    """Of the file; "" of random ones."""
     lists: list[tuple[str, list[str]]]
     """Title, names of parameters or tensors."""
 
 
 def scores(run: Run) -> Table:
-    """The table of `sdfp.table`, and losses, distance and further metrics for each row."""
+    """The table of `sdfp.table`, and for each row verdict, losses, distance, further metrics."""
     made = rendering.table([run])
     split, metric = run.lines[0].split, run.lines[0].metric
     also = [n for n in ("accuracy", "macro_f1") if metric not in ("", "accuracy", n)]
@@ -47,17 +46,18 @@ def scores(run: Run) -> Table:
         "train_loss": "train loss",
         "distance": "distance",
     }
-    rows = [[*made.rows[0], *columns.values()]]
+    place = made.rows[0].index("p") + 1  # of the verdict
+    rows = [[*made.rows[0][:place], "verdict", *made.rows[0][place:], *columns.values()]]
     for row, line in zip(made.rows[1:], run.lines, strict=True):
         own = [entry for entry in run.results.get("results", ()) if entry["method"] == line.method]
-        rows.append(
-            [*row, *(_spread([e.get(n) for e in own], 2 if n in NAMES else 3) for n in columns)]
-        )
+        further = (_spread([e.get(n) for e in own], 2 if n in NAMES else 3) for n in columns)
+        verdict = verdicts.verdict(line) or NOTHING
+        rows.append([*row[:place], verdict, *row[place:], *further])
     distance = (
         f"{split} loss, train loss: mean cross-entropy in nats without augmentation. distance: "
         "Euclidean, of the encoder from theta_init."
     )
-    return Table(rows, [*made.notes, distance])
+    return Table(rows, [*made.notes, verdicts.MEANING, distance])
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
@@ -70,29 +70,6 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
-def verdicts(run: Run) -> Iterator[str]:
-    """Which rows differ from plain fine-tuning, a sentence for each kind of answer."""
-    kinds: dict[str, list[str]] = {}
-    for line in run.lines:
-        if line.difference is None:
-            continue
-        by = line.method + f" {line.difference:+.2f}".replace("-", "−")
-        if line.p_value is not None:
-            by += f" (p {'< 0.001' if line.p_value < 0.0005 else f'= {line.p_value:.3f}'})"
-        kinds.setdefault(_kind(line.difference, line.p_value), []).append(by)
-    for kind in (ABOVE, BELOW, ALIKE, UNTESTED):
-        if kind in kinds:
-            yield f"{kind}: {', '.join(kinds[kind])}."
-
-
-def _kind(difference: float, p_value: float | None) -> str:
-    if p_value is None:
-        return UNTESTED
-    if p_value >= LEVEL:
-        return ALIKE
-    return ABOVE if difference > 0 else BELOW
-
-
 def data(found: Mapping[str, Any]) -> Data:
     """Of results.json's `data` or `source`."""
     broken = found.get("broken", {})
@@ -102,21 +79,18 @@ def data(found: Mapping[str, Any]) -> Data:
 
 
 def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
-    """What stages/init is; None where results.json does not tell."""
-    init = results.get("init")
+    """What stages/init is; None where nothing tells yet."""
+    kept = manifest(workdir / "stages" / "init")
+    init = results.get("init") or kept.get("facts")
     if not init:
         return None
     settings = results.get("config", {}).get("init", {})
     if init.get("kind") == "weights":
-        lines = [f"Weights: {init.get('path')}, {len(init.get('loaded', ()))} tensors loaded."]
-        identity = workdir / "stages" / "init" / "identity.json"
-        if identity.is_file():
-            lines.append(f"Their sha256: {json.loads(identity.read_text()).get('weights')}")
+        lines = [_filled(init, kept.get("arrays", {}))]
         lines += init.get("notes", ())
     else:
-        lines = [
-            f"Random parameters (scratch), config.init.seed {settings.get('seed', 'unknown')}."
-        ]
+        seed = settings.get("seed", "unknown")
+        lines = [f"Random parameters (scratch), config.init.seed {seed}."]
     if settings.get("kind") == "pretrain":
         lines.append("Then pre-trained on config.source: the stage pretrain.")
     titles = {
@@ -125,7 +99,27 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
         "loaded": "loaded",
     }
     lists = [(told, init[key]) for key, told in titles.items() if init.get(key)]
-    return Start(lines, lists)
+    identity = workdir / "stages" / "init" / "identity.json"
+    known = json.loads(identity.read_text()) if identity.is_file() else {}
+    return Start(lines, known.get("weights") or "", lists)
+
+
+def _filled(init: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """How much of the model the weights fill."""
+    size = {name: math.prod(array["shape"]) for name, array in arrays.items()}
+    fresh, left_out = init.get("initialised", ()), init.get("left_out", ())
+    told = f"Weights: {init.get('path')}, {len(init.get('loaded', ()))} tensors loaded"
+    if size:
+        missing = sum(size.get(name, 0) for name in fresh)
+        whole = sum(size.values())
+        told += f", which fill {whole - missing:,} of the {whole:,} parameters"
+    told += f"; {len(fresh)} of the model's are not in the file and were initialised"
+    return f"{told}; {len(left_out)} of the file's have no place in the model."
+
+
+def sets(results: Mapping[str, Any]) -> list[str]:
+    """The data sets that results.json tells of."""
+    return [name for name in ("data", "source") if name in results]
 
 
 def stages(found: Sequence[Stage]) -> Table:
@@ -139,11 +133,10 @@ def stages(found: Sequence[Stage]) -> Table:
     rows = [["stage", "steps", "time", "examples/s", *digests.values()]]
     for stage in found:
         record = stage.record
-        steps = f"{stage.done} of {stage.steps or '?'}"
         rate = record.get("examples_per_second")
         cells = [
             stage.name,
-            f"{stage.steps:,}" if record and stage.steps else steps,
+            stage.of if record else f"{stage.done:,} of {stage.of}",
             rendering.clock(record.get("seconds")),
             NOTHING if rate is None else f"{rate:,.0f}",
             *((record.get(key) or NOTHING)[:12] for key in digests),

@@ -1,8 +1,6 @@
 """What a fine-tuned model gets wrong: confusion matrix, recall, the worst mistakes."""
 
-import base64
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sdfp.train import mistakes
+from sdfp.comparison import Run
+from sdfp.page import pictures, verdicts
+from sdfp.rendering import NAMES
+from sdfp.train import mistakes as kept
 
 TABLE = 20
 """Up to so many classes the matrix is a table; of more it is a picture."""
 PAIRS, LOWEST = 15, 10
-SIDE = 480
+SIDE = 600
 """Pixels of the picture of a matrix, about."""
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
-BYTES = 30_000
-"""Larger pictures are embedded as JPEG: a page of 75 cells must stay small."""
-SHOWN = 112
-"""Pixels: smaller images are enlarged to that."""
+STRONGEST = 0.75
+"""Opacity of a whole row's share: dark text stays readable on it."""
+WIDEST = 256
+"""Pixels of an example's image."""
 
 
 class Cell(NamedTuple):
@@ -49,12 +50,51 @@ class Confusion(NamedTuple):
     examples: int
 
 
-class Picture(NamedTuple):
-    """An image for the page."""
+class Judged(NamedTuple):
+    """What the first seed of a row gets wrong."""
 
-    uri: str
-    width: int
-    """Pixels on the page."""
+    name: str
+    anchor: str
+    score: str
+    stage: str
+    confusion: Confusion | None
+    worst: list[dict[str, Any]]
+    """Each has id, label, predicted, probability, and `text` or `picture` where there is one."""
+    shown: str
+    """What is known of the examples themselves: "kept", "unknown" or "withheld"."""
+    best: bool
+    """Whether it is the row of the highest score."""
+
+
+def judged(workdir: Path, run: Run | None, withheld: bool) -> list[Judged]:
+    """The first seed of each row that has one.
+
+    Args:
+        withheld: whether the page is to hold no example of the data.
+    """
+    first = {}
+    for entry in run.results.get("results", ()) if run else ():
+        first.setdefault(entry["method"], entry)
+    best = verdicts.best(run.lines) if run else None
+    made = []
+    for line in (line for line in run.lines if line.method in first) if run else ():
+        entry = first[line.method]
+        directory = workdir / "stages" / entry["stage"]
+        found, shown = worst(directory, withheld)
+        name = NAMES.get(entry["metric"], entry["metric"])
+        made.append(
+            Judged(
+                name=line.method,
+                anchor=f"row-{len(made) + 1}",
+                score=f"{entry['split']} {name} {entry['value']:.2f}",
+                stage=entry["stage"],
+                confusion=confusion(directory),
+                worst=found,
+                shown=shown,
+                best=line is best,
+            )
+        )
+    return made
 
 
 def confusion(directory: Path) -> Confusion | None:
@@ -102,10 +142,9 @@ def _table(
         cells = []
         for j, other in enumerate(names):
             colour = ",".join(map(str, RIGHT if i == j else WRONG))
-            light = ";color:#fff" if share[i, j] > 0.6 else ""
-            style = f"background:rgba({colour},{0.9 * share[i, j]:.2f})"
+            style = f"background:rgba({colour},{STRONGEST * share[i, j]:.2f})"
             what = f"{name} as {other}: {100 * share[i, j]:.1f} %"
-            cells.append(Cell(int(matrix[i, j]), style + light, what))
+            cells.append(Cell(int(matrix[i, j]), style, what))
         rows.append((name, cells, recall[i]))
     return rows
 
@@ -118,28 +157,22 @@ def _matrix_picture(share: np.ndarray) -> str:
     pixels = 255 - strength * (255 - np.where(right, np.array(RIGHT), np.array(WRONG)))
     zoom = max(1, SIDE // len(share))
     pixels = np.rint(pixels).astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return _uri("png", file.getvalue())
+    return pictures.embed_exactly(Image.fromarray(pixels))
 
 
-def worst(directory: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The worst mistakes of a stage, and whether the examples were kept with them.
-
-    Each has id, label, predicted, probability, and `text` or `picture` (`Picture`) where it was
-    kept. Older work directories have predictions.csv only.
-    """
-    path = directory / mistakes.LIST
-    if not path.is_file():
-        return _of_predictions(directory / "predictions.csv"), False
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return [mistake | _picture_of(directory, mistake) for mistake in found], True
+def worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
+    """`Judged.worst` and `Judged.shown` of a stage. Older ones have predictions.csv only."""
+    path = directory / kept.LIST
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not withheld and any({"text", "image"} & mistake.keys() for mistake in found):
+        return [mistake | _picture_of(directory, mistake) for mistake in found], "kept"
+    return _of_predictions(directory / "predictions.csv"), "withheld" if withheld else "unknown"
 
 
-def _picture_of(directory: Path, mistake: Mapping[str, Any]) -> dict[str, Picture]:
+def _picture_of(directory: Path, mistake: Mapping[str, Any]) -> dict[str, pictures.Picture]:
     if "image" not in mistake:
         return {}
-    made = picture(directory / mistakes.PICTURES / Path(mistake["image"]).name)
+    made = pictures.embed(directory / kept.PICTURES / Path(mistake["image"]).name, WIDEST)
     return {"picture": made} if made else {}
 
 
@@ -150,25 +183,4 @@ def _of_predictions(path: Path) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: -float(row["probability"]))
     except (OSError, ValueError, TypeError, KeyError, csv.Error):  # see `_read_confusion`
         return []
-    worst = rows[: mistakes.MOST]
-    return [dict(row) | {"probability": float(row["probability"])} for row in worst]
-
-
-def picture(path: Path) -> Picture | None:
-    """An image file for the page; None where there is none, or not a whole one."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            shown = max(image.width, min(SHOWN, SHOWN * image.width // image.height))
-            if len(data) <= BYTES:
-                image.verify()
-                return Picture(_uri("png", data), shown)
-            file = io.BytesIO()
-            image.convert("RGB").save(file, "JPEG", quality=85)
-    except (OSError, SyntaxError):  # the latter is PIL's word for a broken PNG
-        return None
-    return Picture(_uri("jpeg", file.getvalue()), shown)
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return [dict(row) | {"probability": float(row["probability"])} for row in rows[: kept.MOST]]
