@@ -18,7 +18,7 @@ def get_config(variant: str = "full"):
     config.methods = ("further_pretrain",)
     config.data.name = "image_folder"
     config.stages.further_pretrain.update(
-        {"steps": 4000, "batch_size": 256, "learning_rate": 1.5e-3, "warmup_steps": 200}
+        {"steps": 3000, "batch_size": 256, "learning_rate": 1.5e-3, "warmup_steps": 200}
         | {"weight_decay": 0.05, "augment": True}
     )
     return config if variant == "small" else common.variant(config, variant)
