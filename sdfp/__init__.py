@@ -22,7 +22,8 @@ Where do I find ...
     tables: statistics, formats             comparison.py, table_notes.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types and ranges: settings.py)
-    devices, jit and pmap                   parallel.py, nowhere else
+    devices, jit and pmap                   parallel.py
+    several processes                       hosts.py
     Orbax                                   checkpoint.py, nowhere else
     saves beside training                   train/saver.py
     SIGTERM, SIGINT; one run per workdir    signals.py; lock.py

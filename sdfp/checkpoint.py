@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from sdfp import report
-from sdfp.types import WorkdirError, one_line
+from sdfp.types import WorkdirError, one_line, some
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -44,14 +45,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"a/b/0": leaf} as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def _fingerprints(flat: Mapping[str, np.ndarray]) -> dict[str, dict]:
@@ -114,7 +108,7 @@ def save(directory: Path, tree: Any, facts: Mapping[str, Any]) -> None:
 def _write(directory: Path, flat: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _orbax() as checkpointer:
         checkpointer.save(directory.absolute() / "arrays", unflatten(flat))
     fingerprints = _fingerprints(flat)
     manifest = {
@@ -126,6 +120,14 @@ def _write(directory: Path, flat: Mapping[str, np.ndarray], facts: Mapping[str, 
         "files": _files(directory),
     }
     write_json(directory / MANIFEST, {**manifest, "sha256": _digest_of(manifest)})
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Of this process alone: others of the run neither save nor wait."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(own, {own}, f"process_{own}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _put_in_place(temporary: Path, directory: Path) -> None:
@@ -182,7 +184,7 @@ def restore(
         manifest = _read_manifest(directory)
         expected = manifest["arrays"]
         names = unflatten(dict.fromkeys(expected, ocp.RestoreArgs(restore_type=np.ndarray)))
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _orbax() as checkpointer:
             tree = checkpointer.restore(directory.absolute() / "arrays", restore_args=names)
     except DamagedCheckpoint:
         raise
@@ -231,9 +233,7 @@ def _in_structure_of(like: Any, flat: Mapping[str, np.ndarray], directory: Path)
         if (leaf.shape, leaf.dtype) != (flat[name].shape, flat[name].dtype)
     ]
     if different:
-        raise DamagedCheckpoint(
-            f"{directory}: does not fit this model at {', '.join(different[:5])}"
-        )
+        raise DamagedCheckpoint(f"{directory}: does not fit this model at {some(different)}")
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
 
 

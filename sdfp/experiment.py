@@ -20,6 +20,7 @@ import sdfp
 from sdfp import (
     cells,
     config,
+    hosts,
     initial,
     lock,
     parallel,
@@ -93,9 +94,9 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     preflight.check_precision(settings.model, precision)
     parallel.keep_programs(settings.run.compilation_cache)
     with lock.held(workdir), signals.handled(), precision.context():
-        preflight.check_workdir(workdir)
+        hosts.decide(lambda: preflight.check_workdir(workdir))
         context, init = _prepare(settings, groups, workdir, precision, wish)
-        results = Results(context, init.record, earlier=_earlier(workdir))
+        results = Results(context, init.record, earlier=hosts.decide(lambda: _earlier(workdir)))
         if not results.earlier:  # what is run can be seen from the start
             results.write(complete=False)
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
@@ -127,14 +128,28 @@ def _prepare(
         raise UserError("--tune: the data has no labels to choose by")
     preflight.check_names(settings, init.params)
     planned = rows.plan(settings, groups, wish.pretrain_seeds)
-    for name, known in planned.items():
-        kept.check_known(workdir / "stages" / name, known)
-    preflight.check_space(workdir, init.params, planned)
+    hosts.agree(
+        config=repr(settings),
+        software=report.versions(),
+        data=target.data.fingerprint,
+        held_out=target.data.notes.get("held_out"),
+        rows=planned,
+    )
+    hosts.decide(lambda: _check_workdir(workdir, init.params, planned))
     facts = {"data": target.data.facts}
     context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
     for row in itertools.chain(*groups):
         cells.check_teacher(context, row)
     return context, init
+
+
+def _check_workdir(
+    workdir: Path, init_params: Params, planned: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Whether what is there is of this run, and the rest has room."""
+    for name, known in planned.items():
+        kept.check_known(workdir / "stages" / name, known)
+    preflight.check_space(workdir, init_params, planned)
 
 
 def _earlier(workdir: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """python -m sdfp.main [--config FILE[:VARIANT]] [--config.key=value ...] [--workdir DIR]"""
 
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from sdfp import cli, config, experiment, page
+from sdfp import cli, config, experiment, hosts, page
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
@@ -13,19 +12,23 @@ _CONFIG = flags.DEFINE_string(
     "config", str(DEFAULT_CONFIG), "FILE[:VARIANT]; single keys: --config.key=value"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "results; default: runs/<config.name>")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, hosts.HELP["coordinator"])
+_COUNT = flags.DEFINE_integer("num_processes", None, hosts.HELP["num_processes"])
+_OWN = flags.DEFINE_integer("process_id", None, hosts.HELP["process_id"])
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
-    with page.written_last(workdir):
-        experiment.conclude(experiment.run(values, workdir), workdir)
+    hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
+    with hosts.own_workdir(workdir) as own, page.written_last(own):
+        experiment.conclude(experiment.run(values, own), own)
 
 
 def run() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS report every file
-    sys.exit(cli.exit_code(lambda: app.run(main, flags_parser=config.parse_flags)))
+    hosts.leave(lambda: cli.exit_code(lambda: app.run(main, flags_parser=config.parse_flags)))
 
 
 if __name__ == "__main__":

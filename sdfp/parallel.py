@@ -1,4 +1,4 @@
-"""Devices: the only file that knows them. One body of a step, two ways to spread it.
+"""Devices (of all processes: hosts.py). One body of a step, two ways to spread it.
 
 Each device runs the step on its own examples and adds up with `psum` over `AXIS`: `jit` by a
 `shard_map` over a 1-D mesh, `pmap` by itself. (The compiler could place the sums under `jit`, but
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sdfp.types import UserError
@@ -57,7 +58,9 @@ def make(backend: str, devices: int) -> Devices:
     Raises:
         UserError: fewer devices than asked for.
     """
-    found = jax.local_devices()
+    found = jax.devices()
+    if devices and jax.process_count() > 1:
+        raise UserError("config.parallel.devices: with several processes all are used; leave it 0")
     if devices > len(found):
         raise UserError(
             f"config.parallel.devices: {devices} asked for, {len(found)} found "
@@ -86,6 +89,25 @@ def keep_programs(folder: str) -> None:
             "is run; name a new folder"
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """A host tree on the devices. Every process has all of it; its devices take their part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def spread(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(spread, tree)
+
+
+def _gather(tree: Any) -> Any:
+    """Of arrays that are spread over the devices, all of it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 @lru_cache  # one mesh per process, so that compiled steps are shared
@@ -119,10 +141,10 @@ def _jit(mesh, devices: tuple) -> Devices:
 
     return Devices(
         count=len(devices),
-        replicate=lambda tree: jax.device_put(tree, everywhere),
-        shard=lambda tree, axis: jax.device_put(tree, NamedSharding(mesh, rows(axis))),
+        replicate=lambda tree: _put(tree, everywhere),
+        shard=lambda tree, axis: _put(tree, NamedSharding(mesh, rows(axis))),
         fetch=jax.device_get,
-        gather=jax.device_get,
+        gather=_gather,
         compile_train=compile_train,
         compile_map=compile_map,
     )
@@ -135,7 +157,7 @@ def _pmap(mesh, devices: tuple) -> Devices:
     def replicate(tree):
         def copy(leaf):
             leaf = np.asarray(leaf)
-            return jax.device_put(np.broadcast_to(leaf, (count, *leaf.shape)), per_device)
+            return _put(np.broadcast_to(leaf, (count, *leaf.shape)), per_device)
 
         return jax.tree.map(copy, tree)
 
@@ -143,7 +165,7 @@ def _pmap(mesh, devices: tuple) -> Devices:
         def split(leaf):
             leaf = np.asarray(leaf)
             shape = (*leaf.shape[:axis], count, leaf.shape[axis] // count, *leaf.shape[axis + 1 :])
-            return jax.device_put(np.moveaxis(leaf.reshape(shape), axis, 0), per_device)
+            return _put(np.moveaxis(leaf.reshape(shape), axis, 0), per_device)
 
         return jax.tree.map(split, tree)
 
@@ -152,7 +174,7 @@ def _pmap(mesh, devices: tuple) -> Devices:
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
 
     def gather(tree):
-        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), tree)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), _gather(tree))
 
     return Devices(
         count=count,

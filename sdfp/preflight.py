@@ -58,7 +58,7 @@ def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
     if not left:
         return
     final = {name: size(params["encoder"] if "finetune/" in name else params) for name in left}
-    saved = workdir.glob("stages/**/step_*/**/*")
+    saved = workdir.glob("stages/**/step_?????????/**/*")
     needed = (checkpoint.KEPT + 1) * STATE * max(final.values()) + sum(final.values())
     needed -= sum(path.stat().st_size for path in saved if path.is_file())
     free = shutil.disk_usage(workdir).free

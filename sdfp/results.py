@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sdfp import checkpoint, report
+from sdfp import checkpoint, hosts, report
 from sdfp.rows import Row
 from sdfp.stages import Context
 from sdfp.types import UserError, WorkdirError, one_line
@@ -83,6 +83,8 @@ class Results:
         except (WorkdirError, OSError):  # of the disk: it would fail the others, too
             raise
         except Exception as error:
+            if hosts.several() and not isinstance(error, UserError):
+                raise  # of this process alone, perhaps: the others are elsewhere
             ours = not isinstance(error, UserError)
             if ours:
                 traceback.print_exc()

@@ -4,7 +4,7 @@ Python's own handlers wait until the main thread is out of compiled code, which 
 So a thread reads the signals, too (`signal.set_wakeup_fd`), and ends the process where the main
 thread does not come round. Whatever is on the disk is whole at every moment.
 
-With several processes `asked` is the place to agree: a step that all of them stop after.
+With several processes a stage agrees on the step after which all stop, see `stopping`.
 """
 
 import contextlib
@@ -127,11 +127,16 @@ def deferred() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether to stop. Who asks has as long as it takes to save."""
-    if _watch is None or _watch.asked is None:
-        return False
-    _watch.saving.set()
-    return True
+    """Whether to stop."""
+    return _watch is not None and _watch.asked is not None
+
+
+def stopping() -> None:
+    """The stop is agreed on (perhaps it was another process that heard the signal): from here on
+    there is as long as it takes to save."""
+    if _watch is not None:
+        _watch.asked = _watch.asked or signal.SIGTERM
+        _watch.saving.set()
 
 
 def _raise(watch: _Watch) -> None:

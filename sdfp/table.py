@@ -17,8 +17,9 @@ from pathlib import Path
 
 from absl import logging
 
-from sdfp import cli, config, experiment, listing, page, rendering, report
+from sdfp import cli, config, experiment, hosts, listing, page, rendering, report
 from sdfp.experiment import Wish
+from sdfp.hosts import Processes
 from sdfp.methods import registry
 from sdfp.types import UserError
 
@@ -32,6 +33,7 @@ def make(
     workdir: Path | None,
     wish: Wish,
     only_list: bool,
+    processes: Processes = hosts.ALONE,
 ) -> None:
     """Runs (or lists) a table and writes it.
 
@@ -39,6 +41,7 @@ def make(
         file, overrides: as `config.read` takes them.
         methods: names and groups of `registry.GROUPS`, joined by commas; None for the config's.
         seeds: how many fine-tuning seeds, from 0; None for the config's.
+        processes: those of the run, see `hosts.start`.
 
     Raises:
         UserError: a mistake in the arguments, or cells failed (the table is written before).
@@ -54,10 +57,11 @@ def make(
         for line in listing.lines(experiment.plan(values, wish), workdir):
             report.say(line)
         return
-    with page.written_last(workdir):
-        results = experiment.run(values, workdir, wish)
+    hosts.start(processes)
+    with hosts.own_workdir(workdir) as own, page.written_last(own):
+        results = experiment.run(values, own, wish)
         if results["results"] or results["failed"]:
-            join([workdir], workdir)
+            join([own], own)
         experiment.check(results)
 
 
@@ -79,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--tune", nargs="+", action="extend", default=[], metavar=values, help=choice)
     again = "repeat the pre-training stages, too, with N seeds"
     add("--pretrain_seeds", type=int, metavar="N", help=again)
+    add("--coordinator", help=hosts.HELP["coordinator"])
+    for name in ("num_processes", "process_id"):
+        add(f"--{name}", type=int, help=hosts.HELP[name])
     add("--list", action="store_true", help="show what would run and what is there")
     joined = "join the tables of work directories; runs nothing"
     add("--from", dest="joined", nargs="+", type=Path, metavar="WORKDIR", help=joined)
@@ -90,9 +97,18 @@ def _check(
     given: argparse.Namespace, overrides: Sequence[str], parser: argparse.ArgumentParser
 ) -> None:
     """Refuses what would be ignored."""
-    of_run = ("config", "methods", "seeds", "workdir", "tune", "pretrain_seeds", "list")
+    of_run = (
+        "config",
+        "methods",
+        "seeds",
+        "workdir",
+        "tune",
+        "pretrain_seeds",
+        "list",
+        *hosts.HELP,
+    )
     if given.joined:
-        for name in of_run:
+        for name in (*of_run, *hosts.HELP):
             if getattr(given, name) != parser.get_default(name):
                 raise UserError(f"--from joins what is there; leave --{name} out")
         if overrides:
@@ -129,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workdir=given.workdir,
             wish=Wish(config.parse_grid(given.tune, settings), given.pretrain_seeds or 1),
             only_list=given.list,
+            processes=Processes(given.coordinator, given.num_processes, given.process_id),
         )
 
     return cli.exit_code(start)
@@ -136,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS report every file
-    sys.exit(main())
+    hosts.leave(main)

@@ -127,7 +127,8 @@ def test_an_undisturbed_run_is_quiet(finished):
     assert said.startswith("sdfp ")
     assert all(f"{name}: 8 steps of 8\n" in said for name in STAGES)
     assert f"| self_distillation | {results(finished)['results'][1]['value']:.3f} " in said
-    assert said.endswith("results.json\n")
+    assert said.splitlines()[-2].startswith("results: ")
+    assert said.splitlines()[-1] == f"report: {finished / 'report.html'}"
 
 
 DEATHS = (  # when the process dies, and where the next one goes on

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdfp import report
+from sdfp import hosts, report
 from sdfp.types import UserError, one_line
 
 NAME = "report.html"
@@ -48,7 +48,8 @@ def written_last(workdir: Path) -> Iterator[None]:
         yield
     finally:
         try:
-            if _outdated(workdir):  # a run that was refused has changed nothing
+            # A run that was refused has changed nothing; of several processes one has it all.
+            if hosts.first() and _outdated(workdir):
                 write(workdir)
         except Exception as error:
             if not isinstance(error, UserError):

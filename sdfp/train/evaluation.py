@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sdfp import checkpoint, report
+from sdfp import checkpoint, hosts, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
@@ -102,8 +102,8 @@ def evaluate(
         augmentation as train_accuracy, train_loss, ...
     """
     path = directory / "evaluation.json"
-    if path.exists():
-        known = json.loads(path.read_text())
+    known = hosts.decide(lambda: _known(path))
+    if known:
         if known["identity"] == identity and known["metrics"].keys() >= METRICS:
             return known["metrics"]
         report.say(f"{directory}: measured again: other held-out data, class names or metrics")
@@ -126,6 +126,11 @@ def evaluate(
     return metrics
 
 
+def _known(path: Path) -> dict[str, Any] | None:
+    """What was measured before."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 MASKS = 0
 """Seed of the masks that are measured or shown, the same in every run."""
 
@@ -143,7 +148,8 @@ def masked_loss(
         how: `backbone`, `prepare`, `devices`, `rows` and `resident_gb`.
     """
     path, identity = directory / "masked_loss.json", {"params": digest, "data": fingerprint}
-    if path.exists() and (known := json.loads(path.read_text()))["identity"] == identity:
+    known = hosts.decide(lambda: _known(path))
+    if known and known["identity"] == identity:
         return known["value"]
     devices = how["devices"]
     losses = loop.map_examples(

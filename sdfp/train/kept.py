@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import checkpoint, report, signals
+import numpy as np
+
+from sdfp import checkpoint, hosts, report, signals
 from sdfp.types import Params, WorkdirError
 
 MODEL = "model.json"
@@ -46,21 +48,29 @@ def keep(
     """
     directory = workdir / "stages" / name
     final = directory / "final"
-    _claim(directory, _flat(identity))
+    hosts.agree(**{f"stage {name}": key(identity)})
+    new = hosts.decide(lambda: _open(directory, final, _flat(identity), card))
+    facts = {"key": key(identity), "name": name}
+    if new:
+        params, more = make(directory)
+        if hosts.first():
+            with signals.deferred():
+                checkpoint.save(final, params, {**facts, **more})
+    record, flat = hosts.share(lambda: _read(final, directory, facts))
+    if not new:
+        report.say(f"{name}: finished, verified and read")
+    return Outcome(checkpoint.unflatten(flat), record, directory, new)
+
+
+def _open(directory: Path, final: Path, identity: dict[str, Any], card: Mapping[str, Any]) -> bool:
+    """Makes or claims the folder of a stage. Returns whether it is to be trained."""
+    _claim(directory, identity)
     checkpoint.drop_unfinished(directory)
     # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
     # use to this stage's parameters.
     if _class_names(directory / MODEL) != list(card["class_names"]):
         checkpoint.write_json(directory / MODEL, card)
-    new, facts = not final.is_dir(), {"key": key(identity), "name": name}
-    if new:
-        params, more = make(directory)
-        with signals.deferred():
-            checkpoint.save(final, params, {**facts, **more})
-    outcome = _read(final, directory, new, facts)
-    if not new:
-        report.say(f"{name}: finished, verified and read")
-    return outcome
+    return not final.is_dir()
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -80,12 +90,15 @@ def _class_names(path: Path) -> list[str] | None:
         return None
 
 
-def _read(final: Path, directory: Path, new: bool, of: Mapping[str, Any]) -> Outcome:
+def _read(
+    final: Path, directory: Path, of: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Record and parameters by name of a finished stage."""
     try:
         params, facts = checkpoint.restore(final, of=of)
     except checkpoint.DamagedCheckpoint as error:
         raise WorkdirError(f"{error}. Delete {directory} to train this stage again") from error
-    return Outcome(params, {**facts, "digest": checkpoint.stored_digest(final)}, directory, new)
+    return {**facts, "digest": checkpoint.stored_digest(final)}, checkpoint.flatten(params)
 
 
 def _claim(directory: Path, identity: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdfp import checkpoint, optim, report, signals
+from sdfp import checkpoint, hosts, optim, report, signals
 from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
@@ -128,10 +128,8 @@ def _train(
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    log = report.StageLog(
-        directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"]
-    )
-    with signals.deferred(), log, Saver() as saver:
+    logged = (directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"])
+    with signals.deferred(), report.StageLog(*logged) as log, Saver() as saver:
         warned = False
         if probe and not first:
             began += log.probe(0, probe(state.params))  # it is no part of the stage's time
@@ -141,8 +139,11 @@ def _train(
             if probe and (done % run.probe_every == 0 or done == recipe.steps):
                 began += log.probe(done, probe(state.params))
                 warned = warned or _warn(stage.name, directory)
-            stop, seconds = signals.asked(), past + time.monotonic() - began
-            if stop or (done % run.checkpoint_every == 0 and done < recipe.steps):
+            stop, seconds = hosts.any_of(signals.asked()), past + time.monotonic() - began
+            if stop:
+                signals.stopping()
+            due = done % run.checkpoint_every == 0 and done < recipe.steps
+            if (stop or due) and hosts.first():
                 more = {"seconds": seconds, "waiting": list(log.waiting)}
                 saver.save(directory, done, devices.fetch(state), {**facts, **more})
             if stop:
@@ -210,12 +211,20 @@ def _start(
     the metrics that wait for their line."""
     tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
-    saved = checkpoint.restore_step(directory, state, facts)
-    if saved is None:
+    leaves, structure = jax.tree.flatten(state)
+
+    def saved() -> tuple[Any, Mapping]:
+        found = checkpoint.restore_step(directory, state, facts)
+        if found is None:
+            return None, {}
+        return found[1], {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
+
+    known, arrays = hosts.share(saved)
+    if known is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
         return state, {"seconds": 0.0, "waiting": []}
-    report.say(f"{stage.name}: goes on after step {saved[1]['step']} of {stage.recipe.steps}")
-    return saved[0], {"waiting": [], **saved[1]}
+    report.say(f"{stage.name}: goes on after step {known['step']} of {stage.recipe.steps}")
+    return structure.unflatten(arrays[str(i)] for i in range(len(leaves))), {"waiting": [], **known}
 
 
 def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:

@@ -1,0 +1,40 @@
+"""The jobs of device_worker.py on all devices of several processes; test_processes.py starts them.
+
+python process_worker.py FILE.npz COORDINATOR COUNT OWN
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sdfp import hosts
+
+
+def main(path: str, coordinator: str, count: str, own: str) -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    hosts.start(hosts.Processes(coordinator, int(count), int(own)))
+    import device_worker as worker  # makes keys: the processes must have joined before
+
+    assert (jax.process_count(), len(jax.devices())) == (int(count), 8)
+    init = jax.device_get(worker.BACKBONE.init(jax.random.key(0)))
+    teacher = jax.device_get(worker.BACKBONE.init(jax.random.key(1))["encoder"])
+    found = {}
+    for backend in ("jit", "pmap"):
+        found.update(worker.trained(backend, 0, worker.jobs(init, teacher)))
+        found.update(worker.probed(backend, 0, init))
+        found.update(worker.mapped(backend, 0))
+    arrays = {"params": np.float32([-0.0, np.nan, 1e-45]), "empty": np.zeros((0, 2), np.int8)}
+    value, shared = hosts.share(lambda: ({"here": own}, arrays | {"own": np.array(own)}))
+    found |= {f"shared/{name}": array for name, array in shared.items()}
+    found["value"] = np.array(value["here"])
+    found["any"] = np.array([hosts.any_of(own == "1"), hosts.any_of(False)])
+    np.savez(path, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,156 @@
+"""Whole runs of two processes: equal to one process, stopped, killed and gone on with."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdfp import checkpoint
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+TOGETHER = 60
+"""Seconds within which a process must notice that the other one is gone."""
+
+
+def start(
+    workdir: Path, own: int, count: int, coordinator: str, *overrides: str
+) -> subprocess.Popen:
+    """One process of a run on 4 CPU devices."""
+    flags = ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(own)]
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(4 // count),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # two processes must not share a folder
+    }
+    command = [sys.executable, "tests/tiny_process.py", "--config=tests/tiny_config.py"]
+    return subprocess.Popen(
+        [*command, "--config.parallel.devices=0", f"--workdir={workdir}", *overrides, *flags],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(
+    workdir: Path, count: int = 2, number: int = 0, when: str = "", whom: int = 1, own: str = ""
+) -> list:
+    """Runs to the end, or sends process `whom` a signal once a file is in the work directory, or
+    gives it an override of its `own`.
+
+    Returns:
+        (exit code, standard output, standard error, seconds since the signal) of each.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(workdir, i, count, coordinator, *([own] if own and i == whom else []))
+        for i in range(count)
+    ]
+    try:
+        while when and not (workdir / when).exists():
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        sent = time.monotonic()
+        if number:
+            processes[whom].send_signal(number)
+        found = []
+        for process in processes:
+            told = process.communicate(timeout=300)
+            found.append((process.returncode, *told, time.monotonic() - sent))
+        return found
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def digests(workdir: Path) -> dict[str, str]:
+    finals = sorted(workdir.glob("stages/**/final/manifest.json"))
+    name = lambda path: path.parents[1].relative_to(workdir / "stages").as_posix()
+    return {name(path): json.loads(path.read_text())["digest"] for path in finals}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run of two processes."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    assert [code for code, *_ in run(workdir)] == [0, 0]
+    return workdir
+
+
+def test_two_processes_leave_what_one_leaves(finished, tmp_path):
+    ((code, *_),) = run(tmp_path / "one", count=1)
+    assert code == 0
+    assert digests(finished).keys() == digests(tmp_path / "one").keys()
+    for stage in digests(finished):
+        own, _ = checkpoint.restore(finished / "stages" / stage / "final")
+        other, _ = checkpoint.restore(tmp_path / "one" / "stages" / stage / "final")
+        own, other = checkpoint.flatten(own), checkpoint.flatten(other)
+        assert own.keys() == other.keys()
+        for name in own:
+            np.testing.assert_allclose(own[name], other[name], rtol=1e-4, atol=1e-4)
+    results = [
+        json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "one")
+    ]
+    values = [[entry["value"] for entry in found["results"]] for found in results]
+    np.testing.assert_allclose(*values, atol=1)
+    assert [found["complete"] for found in results] == [True, True]
+
+
+def test_only_the_first_one_speaks_and_writes(finished):
+    found = run(finished)  # again: all of it is there, and handed to the second
+    assert [code for code, *_ in found] == [0, 0]
+    assert "finished, verified and read" in found[0][1]
+    assert "read" not in found[1][1]
+    assert (finished / "report.html").exists()
+
+
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_stop_of_one_is_a_stop_of_all_and_goes_on_bit_for_bit(finished, tmp_path, whom):
+    workdir = tmp_path / "run"
+    stopped = run(workdir, number=signal.SIGTERM, when="stages/pretrain/step_000000002", whom=whom)
+    assert [code for code, *_ in stopped] == [143, 143], stopped
+    assert [code for code, *_ in run(workdir)] == [0, 0]
+    assert digests(workdir) == digests(finished)
+
+
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(finished, tmp_path, whom):
+    workdir = tmp_path / "run"
+    when = "stages/self_distill_1/metrics.jsonl"
+    killed = run(workdir, number=signal.SIGKILL, when=when, whom=whom)
+    code, _, told, seconds = killed[1 - whom]
+    assert code not in (0, 1, 2)
+    assert seconds < TOGETHER
+    assert "another task died" in told or "Gloo" in told
+    assert [code for code, *_ in run(workdir)] == [0, 0]
+    assert digests(workdir) == digests(finished)
+
+
+@pytest.mark.parametrize("key", ["seed=1", "data.split_seed=1"])
+def test_processes_that_would_not_compute_the_same_are_refused(tmp_path, key):
+    found = run(tmp_path / "run", own=f"--config.{key}")
+    assert 2 in [code for code, *_ in found]
+    assert not any(code == 0 for code, *_ in found)
+    assert any("of process 1 is not that of process 0" in told for _, _, told, _ in found)
+    assert not (tmp_path / "run" / "stages" / "pretrain").exists()
+
+
+def test_a_mistake_that_one_process_finds_ends_all(tmp_path):
+    (tmp_path / "run").write_text("no folder")
+    found = run(tmp_path / "run")
+    assert found[0][0] == 2
+    assert "--workdir=" in found[0][2]
+    assert found[1][0] not in (0, 1, 2)
+    assert max(seconds for *_, seconds in found) < TOGETHER
