@@ -1,11 +1,13 @@
-"""Single values from the outside, checked: from a config, or from another program's file."""
+"""What comes from outside, checked: single values of a config or another file, results.json."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from sdfp.types import UserError
+from sdfp.types import UserError, one_line
 
 
 def nearest(key: Any, options: Iterable) -> str:
@@ -50,3 +52,13 @@ def scalar(kind: type, metadata: Mapping, raw: Any, key: str):
         if bad:
             raise UserError(f"{key}: must be {words}; got {raw!r}")
     return raw
+
+
+def read_results(path: Path) -> Any:
+    """What is in a results.json. Raises UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable as JSON: {one_line(error)}; run sdfp.main on it again"
+        ) from None

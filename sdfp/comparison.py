@@ -4,7 +4,6 @@
 All scores and their differences are in percent (points), times in seconds.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr  # scipy.stats would take a second longer to import
 
-from sdfp.types import UserError, one_line
+from sdfp import checked
+from sdfp.types import UserError
 
 PLAIN = "finetune"
 """The row that the others are compared with."""
@@ -116,12 +116,7 @@ def read(workdir: Path) -> dict[str, Any]:
     path = Path(workdir) / "results.json"
     if not path.is_file():
         raise UserError(f"{workdir}: no results.json there; name the work directory of a run")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON: {one_line(error)}; run sdfp.main on it again"
-        ) from None
+    results = checked.read_results(path)
     config = results.get("config") if isinstance(results, dict) else None
     if not isinstance(config, dict) or not {"name", "methods", "evaluate_on"} <= config.keys():
         raise UserError(f"{path}: not the results of a run; name the work directory of one")

@@ -1,6 +1,5 @@
 """The page of a work directory as HTML: what the modules beside it find, in one template."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sdfp import comparison
+from sdfp import checked, comparison
 from sdfp.comparison import Run
 from sdfp.page import curves, facts, finetuning, masked, mistakes, stages, top
 from sdfp.rendering import NAMES
-from sdfp.types import UserError, one_line
+from sdfp.types import UserError
 
 TEMPLATE = "page.html"
 
@@ -71,12 +70,7 @@ def _results(workdir: Path) -> dict[str, Any]:
         if not (workdir / "stages").is_dir():
             raise UserError(f"{workdir}: not a work directory: no results.json and no stages in it")
         return {}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON: {one_line(error)}; run sdfp.main on it again"
-        ) from None
+    results = checked.read_results(path)
     if not isinstance(results, dict) or not isinstance(results.get("config"), dict):
         raise UserError(f"{path}: not the results of a run; name the work directory of one")
     return results
