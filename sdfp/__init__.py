@@ -14,14 +14,14 @@ Where do I find ...
     metrics, and the worst mistakes         train/{evaluation,mistakes}.py
     a stage: optimiser, teacher, resume     train/stage.py
     a stage on disk: identity, model card   train/kept.py
-    what is checked before any training     preflight.py
+    what is checked before any training     preparation.py, preflight.py, memory.py
     theta_init: scratch, published weights  initial.py
     all of it put together                  experiment.py
     settings chosen on the validation part  tuning.py
     results.json, and cells that fail       results.py
     tables: statistics, formats             comparison.py, table_notes.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
-                                            (types and ranges: settings.py)
+                                            (types, ranges: settings.py, config_checks.py)
     devices, jit and pmap                   parallel.py
     several processes                       hosts.py
     Orbax                                   checkpoint.py, nowhere else

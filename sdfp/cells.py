@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdfp import initial, preflight, report, rows, stages, trained
+from sdfp.initial import Initial
 from sdfp.methods.interface import Teacher, Teachers
 from sdfp.models.registry import BACKBONES
 from sdfp.rows import Row
+from sdfp.settings import Experiment
 from sdfp.stages import Context
 from sdfp.train import evaluation
 from sdfp.train.evaluation import METRICS
@@ -110,11 +112,11 @@ def _teachers(context: Context, row: Row, seed: int, start: Start, used: list[st
 
 
 def check_teacher(context: Context, row: Row) -> None:
-    """Reads a given teacher before any training; it is kept for its row. Raises UserError where
-    it does not fit."""
-    nothing = lambda *_: None
+    """Reads what a row's teacher is made of before any training; a given one is kept for its row.
+    Raises UserError where it does not fit."""
     teachers = _teachers(context, row, 0, Start({}, ()), [])
-    row.method.teacher(teachers._replace(same=nothing, larger=nothing))
+    read = partial(_read_larger, context)
+    row.method.teacher(teachers._replace(same=lambda: None, larger=read))
 
 
 def _teacher(context: Context, outcome: Outcome) -> Teacher:
@@ -122,9 +124,10 @@ def _teacher(context: Context, outcome: Outcome) -> Teacher:
     return Teacher(context.backbone, outcome.params, architecture)
 
 
-def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Context, Start]:
-    """The run as it were with a larger model, and that model's theta_init."""
-    settings, input = context.settings, context.target.data.input
+def _read_larger(context: Context, weights: str, depth: int) -> tuple[Experiment, Initial]:
+    """The settings of a larger model, and its initial parameters. Raises UserError where they do
+    not fit the data."""
+    settings = context.settings
     model = dataclasses.replace(context.model, depth=depth or 2 * context.model.depth)
     kind = rows.teacher_kind(settings, weights, depth)
     # The revision is one of the student's weights, and nobody needs the decoder.
@@ -132,17 +135,19 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
         settings.init, kind=kind, weights=weights, revision="", missing_decoder="scratch"
     )
     settings = dataclasses.replace(settings, model=model, init=init)
-    backbone, model, loaded = initial.load(
-        settings,
-        context.place,
-        context.precision.dtype,
-        input,
-        row.masked_stage("init", own=True),
-    )
-    BACKBONES[settings.model_name].check_input(model, input, "data")
-    preflight.check_attention(model)
-    context = context._replace(settings=settings, backbone=backbone, model=model)
-    return context, Start(stages.initial_params(context, row, loaded.params), ())
+    start = initial.read(settings, context.precision.dtype)
+    BACKBONES[settings.model_name].check_input(start.model, context.target.data.input, "data")
+    preflight.check_attention(start.model)
+    return settings, start
+
+
+def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Context, Start]:
+    """The run as it were with a larger model, and that model's theta_init."""
+    settings, start = _read_larger(context, weights, depth)
+    name, input = row.masked_stage("init", own=True), context.target.data.input
+    params = initial.kept(start, settings, context.place, input, name).params
+    context = context._replace(settings=settings, backbone=start.backbone, model=start.model)
+    return context, Start(stages.initial_params(context, row, params), ())
 
 
 def _given(context: Context, path: str) -> Teacher:

@@ -21,12 +21,15 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def exit_code(run: Callable[[], None]) -> int:
-    """Runs a tool: 0, or 2 after a mistake of the user's or on a full disk, 143 or 130 after a
-    signal, told in one line. Ours is a traceback."""
+    """Runs a tool: 0, or 2 after mistakes of the user's or on a full disk, 143 or 130 after a
+    signal, told in a line each. Ours is a traceback."""
     try:
         run()
     except UserError as error:
-        print("sdfp:", " ".join(str(error).splitlines()), file=sys.stderr)
+        several = len(error.problems) > 1
+        head = [f"sdfp: {len(error.problems)} problems:"] if several else []
+        lines = [("  - " if several else "sdfp: ") + problem for problem in error.problems]
+        print(*head, *lines, sep="\n", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in DISK:

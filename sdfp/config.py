@@ -12,11 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sdfp import checked, settings
+from sdfp import checked, config_checks, settings
+from sdfp.problems import Problems
 from sdfp.types import UserError, one_line
-
-MAX_SEED = 2**32 - 1
-"""JAX reads 32 bits of a seed: a larger one would repeat a smaller one's run."""
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -53,19 +51,11 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
     """
     config = _get_config(*file.split(":", 1))
     known = dict(_items(config))
-    arguments = []
+    arguments, found = [], Problems()
     for override in overrides:
-        name, equals, text = override.partition("=")
-        key = name.split("config.", 1)[1]
-        if key not in known:
-            raise UserError(
-                f"--config.{key}: no such key.{checked.nearest(key, known)} {_ALL_KEYS}"
-            )
-        if isinstance(known[key], ConfigDict) and not text.startswith("{"):
-            raise UserError(f"--config.{key}: a block of keys; set one of them, --config.{key}.X=Y")
-        # ml_collections reads a,b as one word, but takes an element at a time.
-        words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", text)
-        arguments += [name + equals + part for part in (text.split(",") if words else [text])]
+        with found.noted():
+            arguments += _arguments(override, known)
+    found.stop()
     parser = flags.FlagValues()
     flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
     try:
@@ -73,6 +63,19 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
     except flags.Error as error:
         raise UserError(one_line(error)) from None
     return flag.value
+
+
+def _arguments(override: str, known: Mapping[str, Any]) -> list[str]:
+    """An override as ml_collections reads it. Raises UserError where there is no such key."""
+    name, equals, text = override.partition("=")
+    key = name.split("config.", 1)[1]
+    if key not in known:
+        raise UserError(f"--config.{key}: no such key.{checked.nearest(key, known)} {_ALL_KEYS}")
+    if isinstance(known[key], ConfigDict) and not text.startswith("{"):
+        raise UserError(f"--config.{key}: a block of keys; set one of them, --config.{key}.X=Y")
+    # ml_collections reads a,b as one word, but takes an element at a time.
+    words = isinstance(known[key], tuple) and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", text)
+    return [name + equals + part for part in (text.split(",") if words else [text])]
 
 
 def _get_config(path: str, *variant: str) -> ConfigDict:
@@ -122,7 +125,7 @@ def parse(
         methods: method name -> its settings dataclass.
 
     Raises:
-        UserError: an unknown or missing key, a wrong type, a value out of range, NaN.
+        UserError: all unknown or missing keys, wrong types, values out of range, NaN.
     """
     raw = _plain(config)
     model = dict(_block(raw, "model"))
@@ -131,24 +134,25 @@ def parse(
     # A method with nothing to set needs no block.
     given = {name: {} for name, cls in methods.items() if not dataclasses.fields(cls)}
     given |= _block(raw, "method")
-    _same_keys("method", given, methods)
-    parsed = {
-        "model_name": family,
-        "model": _parse(families[family], model, "model"),
-        "method": {
-            name: _parse(cls, given[name], f"method.{name}") for name, cls in methods.items()
-        },
-    }
-    rest = {key: value for key, value in raw.items() if key not in ("model", "method")}
-    fields = [f.name for f in dataclasses.fields(settings.Experiment) if f.name not in parsed]
-    _same_keys("", rest, fields)
+    found, parsed = Problems(), {"model_name": family}
+    with found.noted():
+        parsed["model"] = _parse(families[family], model, "model")
+    with found.noted():
+        kinds = {name: (cls, {}) for name, cls in methods.items()}
+        parsed["method"] = _parse_all(kinds, given, "method")
     hints = get_type_hints(settings.Experiment)
     hints |= dict.fromkeys(("data", "source"), families[family].DATA)
-    metadata = {f.name: f.metadata for f in dataclasses.fields(settings.Experiment)}
-    for key in fields:
-        parsed[key] = _value(hints[key], metadata[key], rest[key], key)
+    kinds = {
+        field.name: (hints[field.name], field.metadata)
+        for field in dataclasses.fields(settings.Experiment)
+        if field.name not in ("model_name", "model", "method")
+    }
+    rest = {key: value for key, value in raw.items() if key not in ("model", "method")}
+    with found.noted():
+        parsed |= _parse_all(kinds, rest, "")
+    found.stop()
     experiment = settings.Experiment(**parsed)
-    _check_across(experiment, methods)
+    config_checks.check(experiment, methods)
     return experiment
 
 
@@ -197,62 +201,6 @@ def _literal(kind: type, text: str) -> Any:
         return text
 
 
-def _check_across(experiment: settings.Experiment, methods: Iterable[str]) -> None:
-    """What no single key can tell."""
-    for name in experiment.methods:
-        for part in name.split("+"):
-            checked.one_of("config.methods", part, methods)
-    for key, names in (("methods", experiment.methods), ("seeds", experiment.seeds)):
-        if not names or len(set(names)) != len(names):
-            raise UserError(f"config.{key}: give each of them once, at least one; got {names}")
-    seeds = [("seed", experiment.seed), ("init.seed", experiment.init.seed)]
-    for key, seed in seeds + [("seeds", seed) for seed in experiment.seeds]:
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"config.{key}: must be from 0 to {MAX_SEED}; got {seed}")
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", experiment.name):
-        raise UserError(
-            "config.name: letters, digits, '_', '-' and, but not first, '.'; "
-            f"got {experiment.name!r}"
-        )
-    for name, recipe in vars(experiment.stages).items():
-        if recipe.warmup_steps >= recipe.steps:
-            raise UserError(
-                f"config.stages.{name}.warmup_steps: must be below steps ({recipe.steps}); "
-                f"got {recipe.warmup_steps}"
-            )
-        if recipe.augment and isinstance(experiment.data, settings.TextData):
-            raise UserError(f"config.stages.{name}.augment: texts have no augmentation; set False")
-    for key, data in (("data", experiment.data), ("source", experiment.source)):
-        if isinstance(data, settings.Data):
-            _check_normalisation(key, data)
-    kind, weights = experiment.init.kind, experiment.init.weights
-    data = experiment.data
-    if kind == "weights" and isinstance(data, settings.TextData) and not data.tokenizer:
-        raise UserError(
-            "config.data.tokenizer: weights have a tokenizer; give its folder or hub id"
-        )
-    if kind == "weights" and not weights:
-        raise UserError(
-            "config.init.weights: give a Hugging Face id, a folder or a .safetensors file"
-        )
-    if kind != "weights" and weights:
-        raise UserError(
-            f"config.init.weights: {weights!r} would not be read with config.init.kind={kind}; "
-            "set the kind to weights"
-        )
-
-
-def _check_normalisation(key: str, data: settings.Data) -> None:
-    for part in ("mean", "std"):
-        values = getattr(data, part)
-        if len(values) != data.channels:
-            raise UserError(
-                f"config.{key}.{part}: needs {data.channels} values, one per channel; got {values}"
-            )
-    if min(data.std) <= 0:
-        raise UserError(f"config.{key}.std: must be above 0; got {data.std}")
-
-
 def _plain(value):
     """ConfigDicts as dicts, all the way down."""
     if hasattr(value, "to_dict"):
@@ -267,24 +215,31 @@ def _block(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return block
 
 
-def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> None:
-    dot = f"{prefix}." if prefix else ""
-    given, expected = set(given), set(expected)
-    for key in sorted(given - expected):
-        near = checked.nearest(dot + key, [dot + other for other in sorted(expected)])
-        raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
-    for key in sorted(expected - given):
-        raise UserError(f"config.{dot}{key}: missing; give its values as in {_KEYS}")
-
-
 def _parse(cls: type, raw: Any, prefix: str):
     """One dataclass from one block of keys."""
     if not isinstance(raw, Mapping):
         raise UserError(f"config.{prefix}: a block of keys is expected; got {raw!r}")
     hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    _same_keys(prefix, raw, fields)
-    return cls(**{k: _value(hints[k], fields[k].metadata, raw[k], f"{prefix}.{k}") for k in fields})
+    fields = dataclasses.fields(cls)
+    kinds = {field.name: (hints[field.name], field.metadata) for field in fields}
+    return cls(**_parse_all(kinds, raw, prefix))
+
+
+def _parse_all(kinds: Mapping[str, tuple], raw: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values of a block, {key: (type, metadata)}; what is wrong with all of them is told."""
+    dot = f"{prefix}." if prefix else ""
+    found, values = Problems(), {}
+    for key in sorted(raw.keys() - kinds.keys()):
+        near = checked.nearest(dot + key, [dot + other for other in sorted(kinds)])
+        with found.noted():
+            raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
+    for key, (kind, metadata) in kinds.items():
+        with found.noted():
+            if key not in raw:
+                raise UserError(f"config.{dot}{key}: missing; give its values as in {_KEYS}")
+            values[key] = _value(kind, metadata, raw[key], dot + key)
+    found.stop()
+    return values
 
 
 def _value(kind: Any, metadata: Mapping, raw: Any, key: str):

@@ -8,15 +8,12 @@ for each row:      rows.py: the methods of its name, and candidates where settin
                                                                 --> results.json
 """
 
-import itertools
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
-import sdfp
 from sdfp import (
     cells,
     config,
@@ -33,13 +30,10 @@ from sdfp import (
 )
 from sdfp.methods.registry import METHODS
 from sdfp.models.registry import BACKBONES
+from sdfp.preparation import Prepared, prepare
 from sdfp.results import Results
 from sdfp.rows import Row
 from sdfp.settings import Experiment
-from sdfp.stages import Context
-from sdfp.train import kept
-from sdfp.train.kept import Outcome
-from sdfp.train.stage import Place
 from sdfp.types import Params, UserError
 
 
@@ -53,6 +47,7 @@ class Wish(NamedTuple):
 
 
 CONFIG_ONLY = Wish()
+CHECK = "load and check all that can be before training, tell every problem, and train nothing"
 
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
@@ -70,11 +65,19 @@ def plan(raw: Mapping[str, Any], wish: Wish) -> dict[str, dict[str, Any]]:
     return rows.plan(settings, rows.expand(settings, wish.grid), wish.pretrain_seeds)
 
 
+def check(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> None:
+    """Everything that `run` does before it trains; nothing is kept. Raises UserError as `run`."""
+    with _prepared(parse(raw), workdir, wish) as (prepared, _):
+        for line in prepared.start.told:
+            report.say(line)
+    report.say("check: no problem found; nothing was trained")
+
+
 def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict[str, Any]:
     """Runs everything that a config asks for, or what a work directory still lacks of it.
 
     A cell that fails (its loss is not finite, no memory for it, its teacher cannot be read) is
-    reported, and the others go on: see `check`.
+    reported, and the others go on: see `refuse_failed`.
 
     Args:
         raw: a ConfigDict with the keys of configs/common.py.
@@ -85,71 +88,37 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         What is written to results.json.
 
     Raises:
-        UserError: a mistake of the user's, told in one line.
+        UserError: mistakes of the user's, told in a line each.
         signals.Interrupted: a signal came; what is done is saved.
     """
     settings = parse(raw)
-    groups = rows.expand(settings, wish.grid)
-    precision = parallel.precision(settings.precision)
-    preflight.check_precision(settings.model, precision)
-    parallel.keep_programs(settings.run.compilation_cache)
-    with lock.held(workdir), signals.handled(), precision.context():
-        hosts.decide(lambda: preflight.check_workdir(workdir))
-        context, init = _prepare(settings, groups, workdir, precision, wish)
+    with _prepared(settings, workdir, wish) as (prepared, groups):
+        context, start, source = prepared
+        input = context.target.data.input
+        init = initial.kept(start, settings, context.place, input)
+        del start, prepared  # the source's data, and the weights as they were read
         results = Results(context, init.record, earlier=hosts.decide(lambda: _earlier(workdir)))
         if not results.earlier:  # what is run can be seen from the start
             results.write(complete=False)
-        init_params = stages.initial_params(context, Row("finetune", settings), init.params)
+        plain = Row("finetune", settings)
+        init_params = stages.initial_params(context, plain, init.params, source)
+        del source
         for candidates in groups:
             _run_row(results, candidates, init_params, wish.pretrain_seeds)
         return results.write(complete=True)
 
 
-def _prepare(
-    settings: Experiment,
-    groups: list[list[Row]],
-    workdir: Path,
-    precision: parallel.Precision,
-    wish: Wish,
-) -> tuple[Context, Outcome]:
-    """Data, model and theta_init, and whether all that is planned can be done."""
-    place = Place(workdir, parallel.make(**vars(settings.parallel)), settings.run)
-    _greet(settings, place, precision)
-    target = preflight.load_data("data", settings.data, place)
-    target = preflight.with_probe(target, place)
-    backbone, model, init = initial.load(settings, place, precision.dtype, target.data.input)
-    BACKBONES[settings.model_name].check_input(model, target.data.input, "data")
-    preflight.check_attention(model)
-    asked = {f"config.evaluate_on={settings.evaluate_on}": settings.evaluate_on}
-    choice = any(len(candidates) > 1 for candidates in groups)
-    asked |= {"--tune": "validation"} if choice else {}
-    preflight.check_held_out(asked, target.data)
-    if choice and not target.data.train.labelled:
-        raise UserError("--tune: the data has no labels to choose by")
-    preflight.check_names(settings, init.params)
-    planned = rows.plan(settings, groups, wish.pretrain_seeds)
-    hosts.agree(
-        config=repr(settings),
-        software=report.versions(),
-        data=target.data.fingerprint,
-        held_out=target.data.notes.get("held_out"),
-        rows=planned,
-    )
-    hosts.decide(lambda: _check_workdir(workdir, init.params, planned))
-    facts = {"data": target.data.facts}
-    context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
-    for row in itertools.chain(*groups):
-        cells.check_teacher(context, row)
-    return context, init
-
-
-def _check_workdir(
-    workdir: Path, init_params: Params, planned: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Whether what is there is of this run, and the rest has room."""
-    for name, known in planned.items():
-        kept.check_known(workdir / "stages" / name, known)
-    preflight.check_space(workdir, init_params, planned)
+@contextlib.contextmanager
+def _prepared(
+    settings: Experiment, workdir: Path, wish: Wish
+) -> Iterator[tuple[Prepared, list[list[Row]]]]:
+    """A run that can begin, and its rows; within, the work directory is this run's alone."""
+    groups = rows.expand(settings, wish.grid)
+    precision = parallel.precision(settings.precision)
+    preflight.check_precision(settings.model, precision)
+    parallel.keep_programs(settings.run.compilation_cache)
+    with lock.held(workdir), signals.handled(), precision.context():
+        yield prepare(settings, groups, workdir, precision, wish.pretrain_seeds), groups
 
 
 def _earlier(workdir: Path) -> dict[str, Any]:
@@ -157,7 +126,7 @@ def _earlier(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def check(results: Mapping[str, Any]) -> None:
+def refuse_failed(results: Mapping[str, Any]) -> None:
     """Raises UserError if cells failed, and RuntimeError if that was not the user's mistake."""
     failed = results["failed"]
     if failed:
@@ -200,16 +169,8 @@ def _cells(
             yield made
 
 
-def _greet(settings: Experiment, place: Place, precision: parallel.Precision) -> None:
-    report.say(
-        f"sdfp {sdfp.__version__}: {settings.name} in {place.workdir}, "
-        f"{place.devices.count} x {jax.devices()[0].device_kind} ({settings.parallel.backend}), "
-        f"{precision.name}"
-    )
-
-
 def conclude(results: Mapping[str, Any], workdir: Path) -> None:
-    """Shows what a run brought; then as `check`."""
+    """Shows what a run brought; then as `refuse_failed`."""
     held_out = results["config"]["evaluate_on"]
     if results["results"]:
         metric = results["results"][0]["metric"]
@@ -220,4 +181,4 @@ def conclude(results: Mapping[str, Any], workdir: Path) -> None:
         report.say("distance is the encoder's Euclidean distance from theta_init\n")
         report.say(report.table(results["summary"], list(dict.fromkeys(columns))))
     report.say(f"\nresults: {workdir / 'results.json'}")
-    check(results)
+    refuse_failed(results)

@@ -5,8 +5,9 @@ starts from the same bits, on any device, and anybody can look at what was loade
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,6 +17,7 @@ from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
 from sdfp.train.kept import Outcome, keep
 from sdfp.train.stage import Place
+from sdfp.types import Params
 
 
 def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
@@ -35,47 +37,68 @@ def make_backbone(family: Family, model: Any, dtype: Any) -> Backbone:
     return family.make(model, dtype)
 
 
-def load(
-    settings: Experiment, place: Place, dtype: Any, input: dict[str, Any], name: str = "init"
-) -> tuple[Backbone, Any, Outcome]:
-    """Builds the backbone and its initial parameters.
+class Initial(NamedTuple):
+    """A backbone and its initial parameters, read and checked but not kept yet."""
 
-    With `init.kind` "weights" the architecture is the weight file's.
+    backbone: Backbone
+    model: Any
+    """The resolved settings: with `init.kind` "weights" the architecture is the weight file's."""
+    identity: dict[str, Any]
+    """All that changes the parameters."""
+    shapes: Params
+    told: list[str]
+    """Where the parameters are from, for people."""
+    make: Callable
+    """() -> the parameters on the host, and the facts for the record."""
 
-    Args:
-        input: of the data set that the model is made for, see `data.interface.Dataset`.
-        name: folder below stages/.
 
-    Returns:
-        (backbone, its resolved settings, the outcome with parameters on the host).
+def read(settings: Experiment, dtype: Any) -> Initial:
+    """Builds the backbone, and reads its weights where there are some.
 
     Raises:
         UserError: no such weights, or weights that do not fit.
     """
     init, family, model = settings.init, BACKBONES[settings.model_name], settings.model
-    weights = None
+    key = jax.random.key(init.seed)
     if init.kind == "weights":
         weights = pretrained.open_weights(init.weights, init.revision)
         shapes = {name: array.shape for name, array in weights.tensors.items()}
         model = family.read_config(model, weights.config, shapes)
-    backbone = make_backbone(family, model, dtype)
-    key = jax.random.key(init.seed)
-
-    def make(directory):
-        del directory
-        if weights is None:
-            report.say(f"{name}: random parameters, seed {init.seed}")
-            return jax.device_get(backbone.init(key)), {"kind": "scratch"}
-        params, loaded = pretrained.load(weights, backbone, key, init.missing_decoder)
-        for line in loaded.lines():
-            report.say(line)
-        return jax.device_get(params), {"kind": "weights", **loaded._asdict()}
-
-    random = weights is None or init.missing_decoder == "scratch"
+        backbone = make_backbone(family, model, dtype)
+        loaded, what = pretrained.load(weights, backbone, key, init.missing_decoder)
+        params = jax.device_get(loaded)
+        digest, random = weights.digest, init.missing_decoder == "scratch"
+        told, make = what.lines(), lambda: (params, {"kind": "weights", **what._asdict()})
+    else:
+        backbone = make_backbone(family, model, dtype)
+        digest, random = None, True
+        told = [f"init: random parameters, seed {init.seed}"]
+        make = lambda: (jax.device_get(backbone.init(key)), {"kind": "scratch"})
     identity = {
-        "weights": weights.digest if weights else None,
+        "weights": digest,
         "seed": init.seed if random else None,
         "model": architecture(settings.model_name, model),
     }
-    card = trained.to_json(settings.model_name, Card(model, input, ()))
-    return backbone, model, keep(place.workdir, name, identity, card, make)
+    return Initial(backbone, model, identity, jax.eval_shape(backbone.init, key), told, make)
+
+
+def kept(
+    start: Initial, settings: Experiment, place: Place, input: dict[str, Any], name: str = "init"
+) -> Outcome:
+    """The parameters of `start` on the host, read from or written to stages/`name`.
+
+    Args:
+        input: of the data set that the model is made for, see `data.interface.Dataset`.
+
+    Raises:
+        WorkdirError: other ones are kept there.
+    """
+
+    def make(directory):
+        del directory
+        for line in start.told:
+            report.say(line)
+        return start.make()
+
+    card = trained.to_json(settings.model_name, Card(start.model, input, ()))
+    return keep(place.workdir, name, start.identity, card, make)

@@ -12,6 +12,7 @@ _CONFIG = flags.DEFINE_string(
     "config", str(DEFAULT_CONFIG), "FILE[:VARIANT]; single keys: --config.key=value"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "results; default: runs/<config.name>")
+_CHECK = flags.DEFINE_bool("check", False, experiment.CHECK)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, hosts.HELP["coordinator"])
 _COUNT = flags.DEFINE_integer("num_processes", None, hosts.HELP["num_processes"])
 _OWN = flags.DEFINE_integer("process_id", None, hosts.HELP["process_id"])
@@ -23,6 +24,9 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
     hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
     with hosts.own_workdir(workdir) as own, page.written_last(own):
+        if _CHECK.value:
+            experiment.check(values, own)
+            return
         experiment.conclude(experiment.run(values, own), own)
 
 

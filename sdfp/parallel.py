@@ -238,3 +238,13 @@ def check_cudnn(asked: str, precision: Precision) -> None:
             f"{asked} needs an NVIDIA GPU and config.precision=bfloat16; this is {platform} with "
             f"{precision.name}. Use plain"
         )
+
+
+def memory(devices: Devices) -> int | None:
+    """Bytes of each device; of a CPU the machine's, shared among its devices; None if unknown."""
+    own = jax.local_devices()
+    if own[0].platform == "cpu":
+        return (
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // min(devices.count, len(own))
+        )
+    return (own[0].memory_stats() or {}).get("bytes_limit")

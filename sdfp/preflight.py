@@ -53,7 +53,7 @@ def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
     Raises:
         UserError: it has not.
     """
-    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     left = [name for name in stages if not (workdir / "stages" / name / "final").exists()]
     if not left:
         return

@@ -211,14 +211,18 @@ def precise(context: Context, float32: bool) -> tuple[Context, contextlib.Abstra
     return made, precision.context()
 
 
-def initial_params(context: Context, row: Row, params: Params) -> Params:
-    """theta_init, phi_init: as loaded, or pre-trained on `config.source` from there."""
+def initial_params(
+    context: Context, row: Row, params: Params, source: preflight.Source | None = None
+) -> Params:
+    """theta_init, phi_init: as loaded, or pre-trained on `config.source` from there.
+
+    Args:
+        source: that data set, where it was loaded already.
+    """
     settings = context.settings
     if settings.init.kind != "pretrain":
         return params
-    source = preflight.load_data("source", settings.source, context.place)
-    BACKBONES[settings.model_name].check_input(context.model, source.data.input, "source")
-    preflight.check_one_tokenizer(source.data, context.target.data)
+    source = source or preflight.load_data("source", settings.source, context.place)
     context.facts["source"] = source.data.facts
     loss_fn = algorithm.masked_loss(context.backbone)
     return masked(context, source, row, [], "pretrain", loss_fn, params)

@@ -33,6 +33,7 @@ def make(
     workdir: Path | None,
     wish: Wish,
     only_list: bool,
+    only_check: bool,
     processes: Processes = hosts.ALONE,
 ) -> None:
     """Runs (or lists) a table and writes it.
@@ -59,10 +60,13 @@ def make(
         return
     hosts.start(processes)
     with hosts.own_workdir(workdir) as own, page.written_last(own):
+        if only_check:
+            experiment.check(values, own, wish)
+            return
         results = experiment.run(values, own, wish)
         if results["results"] or results["failed"]:
             join([own], own)
-        experiment.check(results)
+        experiment.refuse_failed(results)
 
 
 def join(workdirs: Sequence[Path], out: Path) -> None:
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--coordinator", help=hosts.HELP["coordinator"])
     for name in ("num_processes", "process_id"):
         add(f"--{name}", type=int, help=hosts.HELP[name])
+    add("--check", action="store_true", help=experiment.CHECK)
     add("--list", action="store_true", help="show what would run and what is there")
     joined = "join the tables of work directories; runs nothing"
     add("--from", dest="joined", nargs="+", type=Path, metavar="WORKDIR", help=joined)
@@ -105,6 +110,7 @@ def _check(
         "tune",
         "pretrain_seeds",
         "list",
+        "check",
         *hosts.HELP,
     )
     if given.joined:
@@ -145,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workdir=given.workdir,
             wish=Wish(config.parse_grid(given.tune, settings), given.pretrain_seeds or 1),
             only_list=given.list,
+            only_check=given.check,
             processes=Processes(given.coordinator, given.num_processes, given.process_id),
         )
 

@@ -23,16 +23,27 @@ cannot change the mean. `frozen` is whatever is read but never trained; a loss t
 
 
 class UserError(Exception):
-    """A mistake of the user's: told in one line (what, where, what to do), exit code 2."""
+    """A mistake of the user's: told in one line (what, where, what to do), exit code 2.
+
+    Made with one line, or with one for each of several mistakes.
+    """
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for each mistake."""
+        return tuple(one_line(problem, limit=None) for problem in self.args)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class WorkdirError(UserError):
     """What is in the work directory is damaged or another run's: nothing goes on there."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: object, limit: int | None = 300) -> str:
     """A library's message for use in a `UserError`."""
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:limit]
 
 
 def some(names: Sequence[str]) -> str:

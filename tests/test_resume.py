@@ -93,7 +93,7 @@ def run(workdir, *overrides):
 def refused(workdir, *overrides) -> str:
     """The line with which a run is refused."""
     with pytest.raises(UserError) as caught:
-        experiment.check(run(workdir, *overrides))
+        experiment.refuse_failed(run(workdir, *overrides))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

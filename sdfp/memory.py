@@ -1,0 +1,170 @@
+"""How much memory of a device each stage will need, told before hours are spent.
+
+Nothing is computed: a step is traced with shapes alone. Parameters, gradients, the optimiser's
+state and data that stay on a device are certain; what the compiler keeps for the backward pass is
+an estimate.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import Literal
+
+from sdfp import algorithm, optim, parallel, report
+from sdfp.data.loading import Feed
+from sdfp.methods import combination
+from sdfp.preflight import Source
+from sdfp.rows import Row
+from sdfp.settings import Recipe
+from sdfp.stages import Context
+from sdfp.train import evaluation, loop
+from sdfp.types import LossFn, Params, UserError
+
+
+class Need(NamedTuple):
+    """Bytes of one device."""
+
+    held: int
+    """Parameters and their gradients, the optimiser's state, a teacher, resident data: certain."""
+    activations: int
+    """What the forward pass of one micro-batch leaves for the backward pass, as traced."""
+
+
+class Step(NamedTuple):
+    """What decides the memory of a stage."""
+
+    loss_fn: LossFn
+    recipe: Recipe
+    feed: str
+    """"train" or "unlabelled", of the target; "source"."""
+    tx: optax.GradientTransformation
+    teacher: Callable | None
+    """(frozen, batch) -> what the loss finds as batch["target"]."""
+
+
+def check(
+    context: Context, candidates: Iterable[Row], params: Params, source: Source | None
+) -> None:
+    """Tells the largest need of a run.
+
+    Args:
+        params: theta_init and phi_init, or their shapes.
+        source: where there is a stage "pretrain".
+
+    Raises:
+        UserError: what is certain alone is more than a device has.
+    """
+    needs = _needs(context, candidates, params, source)
+    there = parallel.memory(context.place.devices)
+    name, need = max(needs.items(), key=lambda item: sum(item[1]))
+    told = f"memory: {name} needs about {_gb(sum(need))} of a device"
+    if there is None:
+        report.say(told)
+        return
+    held_by, most = max(needs.items(), key=lambda item: item[1].held)
+    if most.held > there:
+        raise UserError(
+            f"memory: {held_by} needs {_gb(most.held)} of a device for parameters, gradients, "
+            f"AdamW and data alone, {_gb(there)} are there: take a smaller model, a larger "
+            "device, or a lower config.run.resident_gb"
+        )
+    report.say(f"{told}, {_gb(there)} are there")
+    if sum(need) > there:
+        report.say("warning: memory: if it fails, raise accumulate in the recipes of config.stages")
+
+
+def _needs(
+    context: Context, candidates: Iterable[Row], params: Params, source: Source | None
+) -> dict[str, Need]:
+    """Of every stage; those that are alike are traced once."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    target, settings = context.target, context.settings
+    fed = {name: (target.data.prepare, feed) for name, feed in target.feeds.items()}
+    steps = [step for row in candidates for step in _steps(context, row, shapes)]
+    if source:
+        fed["source"] = source.data.prepare, source.feeds["unlabelled"]
+        recipe = settings.stages.pretrain
+        loss_fn, tx = algorithm.masked_loss(context.backbone), optim.adamw_of(recipe)
+        steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), shapes, None))
+    devices = context.place.devices.count
+    alike = {step: (trained, frozen) for _, step, trained, frozen in steps}
+    known = {step: _need(step, *read, *fed[step.feed], devices) for step, read in alike.items()}
+    return {name: known[step] for name, step, _, _ in steps}
+
+
+def _steps(
+    context: Context, row: Row, params: Params
+) -> list[tuple[str, Step, Params, Params | None]]:
+    """Name, step, shapes of what is trained and of what is only read, of the stages of a row. A
+    larger or a given teacher counts as one of the student's size."""
+    backbone, recipes, found = context.backbone, row.settings.stages, []
+
+    def fit(name, loss_fn, params, *, recipe=None, frozen=None, per_example=None, **more):
+        own = bool(more.get("weights") or more.get("identity"))
+        how = getattr(recipes, recipe or name)
+        step = Step(loss_fn, how, "unlabelled", optim.adamw_of(how), per_example)
+        found.append((row.masked_stage(name, own), step, params, frozen))
+        return params
+
+    start = row.method.pretrain(params, backbone=backbone, fit=fit)
+    if not context.target.data.train.labelled:
+        return found
+    classes = len(context.target.data.class_names)
+    head = lambda params: backbone.add_head(params, classes, jax.random.key(0))
+    classifier = jax.eval_shape(head, start)
+    taught = any("teacher" in combination.changes(part) for part in combination.parts(row.name))
+    teacher = evaluation.eval_logits(backbone) if taught else None
+    tx = row.method.make_optimizer(recipes.finetune)
+    step = Step(row.method.finetune_loss(backbone), recipes.finetune, "train", tx, teacher)
+    name = row.finetuning_stage(row.settings.seeds[0])
+    return [*found, (name, step, classifier, classifier if taught else None)]
+
+
+def _need(
+    step: Step, params: Params, frozen: Params | None, prepare: Callable, feed: Feed, devices: int
+) -> Need:
+    state = jax.eval_shape(step.tx.init, params)
+    held = 2 * _size(params) + _size(state) + _size(frozen) + _size(feed.resident)
+    prepare = loop.make_prepare(prepare, step.recipe.augment, step.teacher)
+
+    def forward(params, frozen, resident, batch, key):
+        """What the backward pass of the step is given."""
+
+        def objective(params):
+            terms = step.loss_fn(params, frozen, prepare(frozen, resident, batch, key), key)
+            return sum(jnp.sum(values) for values in terms.values())
+
+        return jax.vjp(objective, params)[1]
+
+    batch = _batch(feed, step.recipe, devices)
+    arguments = (params, frozen, dict(feed.resident), batch, jax.random.key(0))
+    traced = jax.make_jaxpr(forward)(*arguments).jaxpr
+    given = {*traced.invars, *traced.constvars}
+    kept = {var for var in traced.outvars if not isinstance(var, Literal)} - given
+    return Need(held, sum(_bytes(var.aval) for var in kept))
+
+
+def _batch(feed: Feed, recipe: Recipe, devices: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the part of a micro-batch that one device gets."""
+    examples = len(feed.split)
+    order = loop.Order(0, recipe.batch_size, recipe.accumulate, devices)
+    arrange = feed.layout(order.sample(examples), devices, complete=False)
+    batch = dict(arrange(order.batch(0, examples)))
+    batch.update(feed.rows(batch["index"]))
+    shape = lambda leaf: (leaf.shape[1] // devices, *leaf.shape[2:])
+    return {key: jax.ShapeDtypeStruct(shape(leaf), leaf.dtype) for key, leaf in batch.items()}
+
+
+def _size(tree: Any) -> int:
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(array: Any) -> int:
+    return array.size * getattr(array.dtype, "itemsize", 8)  # a key has no size of its own
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2g} GB"
