@@ -26,7 +26,7 @@ from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.optim import adamw_of
 from sdfp.train import loop, step
-from sdfp.types import UserError
+from sdfp.types import LossFn, UserError
 
 
 class Job(NamedTuple):
@@ -38,6 +38,9 @@ class Job(NamedTuple):
     """() -> the state before the first step, on the devices. Made anew each time: as in a run, no
     second copy is kept."""
     feed: loading.Feed
+    loss_fn: LossFn
+    prepare: Callable
+    """Of the data, see `loop.make_prepare`."""
     compiled: Callable
 
 
@@ -64,15 +67,16 @@ def build(made: cases.Made, stage: str) -> Job:
     if "image" in made.split.arrays:
         data: Any = settings.data
         prepare = pixels.make_prepare(data.mean, data.std, data.image_size)
+    loss_fn = cases.loss_of(stage, backbone)
     compiled = loop.compile_train(
         devices,
-        cases.loss_of(stage, backbone),
+        loss_fn,
         loop.make_prepare(prepare, made.recipe.augment, None),
         tx,
         (),
     )
     start = lambda: devices.replicate(step.init_state(params, tx))
-    return Job(made, devices, start, feed, compiled)
+    return Job(made, devices, start, feed, loss_fn, prepare, compiled)
 
 
 def calls(job: Job, steps: int, compiled: Callable):

@@ -91,7 +91,7 @@ def _needs(
         steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), shapes, None))
     devices = context.place.devices.count
     alike = {step: (trained, frozen) for _, step, trained, frozen in steps}
-    known = {step: _need(step, *read, *fed[step.feed], devices) for step, read in alike.items()}
+    known = {step: need_of(step, *read, *fed[step.feed], devices) for step, read in alike.items()}
     return {name: known[step] for name, step, _, _ in steps}
 
 
@@ -123,9 +123,16 @@ def _steps(
     return [*found, (name, step, classifier, classifier if taught else None)]
 
 
-def _need(
+def need_of(
     step: Step, params: Params, frozen: Params | None, prepare: Callable, feed: Feed, devices: int
 ) -> Need:
+    """Of a stage, from shapes.
+
+    Args:
+        params, frozen: what it trains, and what it only reads.
+        prepare: of its data set, see `loop.make_prepare`.
+        devices: that share a micro-batch.
+    """
     state = jax.eval_shape(step.tx.init, params)
     held = 2 * _size(params) + _size(state) + _size(frozen) + _size(feed.resident)
     prepare = loop.make_prepare(prepare, step.recipe.augment, step.teacher)

@@ -181,7 +181,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
 
     tx = optax.adamw(1.0)
     step = memory.Step(objective, recipe, "unlabelled", tx, None)
-    need = memory._need(step, params, None, prepare, feed, 1)
+    need = memory.need_of(step, params, None, prepare, feed, 1)
     weights = 768 * 64 + 64 * 32
     resident = sum(array.nbytes for array in feed.split.arrays.values())
     assert need.held == 4 * weights * 4 + 4 + resident
