@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import initial, preflight, report, rows, stages, trained
+from sdfp import checkpoint, hosts, initial, preflight, report, rows, stages, trained
 from sdfp.methods.interface import Teacher, Teachers
 from sdfp.models.registry import BACKBONES
 from sdfp.rows import Row
@@ -149,6 +149,8 @@ def _given(context: Context, path: str) -> Teacher:
     """Raises UserError: not a classifier of these classes and inputs."""
     where, data = f"config.method.kd.teacher={path}", context.target.data
     found = trained.open_classifier(Path(path).expanduser(), "", where)
+    # Each process reads its own disk; and hours pass before a stage compares its teacher.
+    hosts.agree(**{where: [checkpoint.digest(found.params), repr(found.card)]})
     if found.card.class_names != data.class_names:
         raise UserError(
             f"{where}: it tells {len(found.card.class_names)} classes apart, which are not the "

@@ -329,7 +329,14 @@ def test_a_signal_reaches_the_run_from_the_first_process_of_a_pod(tmp_path):
 
 @pytest.mark.parametrize(
     ("codes", "ends_with", "requeued"),
-    [((0, 0), 0, False), ((143, 143), 0, True), ((143, 1), 101, False), ((137, 2), 101, False)],
+    [
+        ((0, 0), 0, False),
+        ((143, 143), 0, True),
+        ((134, 143), 0, True),  # pre-empted outside of a stage: the other one lost it
+        ((137, 134), 0, True),
+        ((143, 1), 101, False),
+        ((2, 134), 101, False),  # the first one's disk is full
+    ],
 )
 def test_slurm_requeues_what_was_pre_empted_and_no_fault(tmp_path, codes, ends_with, requeued):
     """srun runs the command for each task and returns the highest code; scontrol leaves a mark."""
@@ -350,6 +357,14 @@ def test_slurm_requeues_what_was_pre_empted_and_no_fault(tmp_path, codes, ends_w
     assert not requeued or asked.read_text() == "requeue 7\n"
 
 
+def test_slurm_does_not_requeue_for_ever(tmp_path):
+    asked = tmp_path / "asked"
+    environment = stand_ins(tmp_path / "bin", srun="exit 10", scontrol=f"touch {asked}")
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "20"}
+    done = launch("slurm.sh", "--inside", "-m", "sdfp.main", environment=environment)
+    assert (done.returncode, asked.exists()) == (10, False)
+
+
 def test_slurm_waits_for_the_save_of_a_task_that_is_told_to_stop(tmp_path):
     """SLURM's TERM reaches the shell around python as well."""
     saved, asked = tmp_path / "saved", tmp_path / "asked"
@@ -364,6 +379,17 @@ def test_slurm_waits_for_the_save_of_a_task_that_is_told_to_stop(tmp_path):
         environment=environment | {"SLURM_JOB_ID": "7"},
     )
     assert (done.returncode, saved.exists(), asked.exists()) == (0, True, True), done.stderr
+
+
+def test_local_tells_what_ended_first(tmp_path):
+    """Pre-empted outside of a stage: the others lose it within a minute, and are waited for."""
+    program = "for last; do :; done; ((last == 1)) && exit 143; sleep 0.5; touch lost; exit 134"
+    fake = tmp_path / "fake"
+    fake.write_text(f'#!/usr/bin/env bash\n[[ "$1" == -c ]] && echo 1 && exit\n{program}\n')
+    fake.chmod(0o755)
+    environment = {"PYTHON": str(fake)}
+    done = launch("local.sh", "2", "-m", "x", environment=environment, timeout=30, cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "lost").exists()) == (143, True), done.stderr
 
 
 def test_local_stops_the_others_when_one_fails(tmp_path):

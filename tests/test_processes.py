@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sdfp import hosts, signals
+from sdfp import cells, hosts, signals
 from sdfp.hosts import Processes
+from sdfp.models.interface import Card
 from sdfp.types import UserError, WorkdirError
 
 HERE = Path(__file__).parent
@@ -155,6 +157,32 @@ def test_a_signal_that_stops_the_first_stops_all(wire, number, code):
     with pytest.raises(signals.Interrupted, match=number.name) as caught:
         wire(1, never)
     assert caught.value.code == code
+
+
+def test_teachers_that_differ_are_refused_before_training(monkeypatch):
+    """Each process reads the one on its own disk."""
+    digests = []
+
+    def gathered(own):
+        digests.append(own)
+        return np.stack([own, digests[0]])
+
+    def read(weight, card):
+        found = SimpleNamespace(params={"head": np.full(2, weight)}, card=card)
+        monkeypatch.setattr(cells.trained, "open_classifier", lambda *_: found)
+        data = SimpleNamespace(class_names=("a", "b"), input={})
+        cells._given(SimpleNamespace(target=SimpleNamespace(data=data)), "a/run")
+
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gathered)
+    other = Card(None, {}, ("other", "classes"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="it tells 2 classes apart, which are not"):
+            read(1.0, other)
+    for weight, card in ((2.0, other), (1.0, Card(None, {"size": 8}, other.class_names))):
+        told = "^config.method.kd.teacher=a/run of process 1 is not that of process 0"
+        with pytest.raises(UserError, match=told):
+            read(weight, card)
 
 
 @pytest.mark.parametrize(
