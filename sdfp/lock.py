@@ -43,13 +43,7 @@ def held(workdir: Path) -> Iterator[None]:
         UserError: the directory cannot be written, or the last `DEATHS` runs died there and saved
             nothing.
     """
-    path = workdir / NAME
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = _open(path)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
-    with file:
+    with _open(workdir) as file:
         holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -68,7 +62,27 @@ def held(workdir: Path) -> Iterator[None]:
             raise
         finally:
             if not died:
-                path.unlink(missing_ok=True)  # while it is locked: nobody else's is removed
+                _remove(workdir)
+
+
+@contextlib.contextmanager
+def held_behind(workdir: Path) -> Iterator[None]:
+    """The same behind a run, for what its end takes: what the run left in the file stays.
+
+    Raises:
+        Busy, UserError: as `held`.
+    """
+    with _open(workdir) as file:
+        left = _content(file)
+        try:
+            yield
+        finally:
+            if not left:
+                _remove(workdir)
+
+
+def _remove(workdir: Path) -> None:
+    (workdir / NAME).unlink(missing_ok=True)  # while it is locked: nobody else's is removed
 
 
 def _deaths(workdir: Path, left: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +99,16 @@ def _deaths(workdir: Path, left: dict[str, Any]) -> dict[str, Any]:
     return {"deaths": deaths, "saved": saved}
 
 
-def _open(path: Path) -> BinaryIO:
-    """The file, open and locked."""
+def _open(workdir: Path) -> BinaryIO:
+    """The file, open and locked; makes the directory."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return _locked(workdir / NAME)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+
+def _locked(path: Path) -> BinaryIO:
     while True:
         file = path.open("ab+", buffering=0)
         try:

@@ -78,6 +78,18 @@ def test_a_run_that_lost_another_process_died(tmp_path, monkeypatch, several):
     assert take(tmp_path)["deaths"] == several
 
 
+def test_what_follows_a_death_does_not_hide_it(tmp_path):
+    """As the report, which is written also of a run that lost another process."""
+    for deaths in range(3):
+        assert die(tmp_path) == deaths
+        with lock.held_behind(tmp_path), pytest.raises(lock.Busy):
+            take(tmp_path)
+    (tmp_path / lock.NAME).unlink()
+    with lock.held_behind(tmp_path), pytest.raises(lock.Busy, match="just begun"):
+        take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def holder(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]

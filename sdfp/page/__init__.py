@@ -54,7 +54,7 @@ def written_last(workdir: Path) -> Iterator[None]:
             new = after != before or (after and not (workdir / NAME).exists())
             if hosts.first() and new:
                 # Where another run is at work, what is new is that one's, and so is the page.
-                with contextlib.suppress(lock.Busy), lock.held(workdir):
+                with contextlib.suppress(lock.Busy), lock.held_behind(workdir):
                     write(workdir)
         except Exception as error:
             if not isinstance(error, UserError):

@@ -116,7 +116,8 @@ class Soak:
         until = began + self.rng.uniform(0.1 * longest, 1.2 * longest)
         running = lambda: all(process.poll() is None for process in processes)
         while running() and time.monotonic() < until:
-            if in_save and any(workdir.glob("stages/**/*.saving")):
+            # Not what the kill before left: that is gone when a stage begins.
+            if in_save and self.trains(workdir) and any(workdir.glob("stages/**/*.saving")):
                 time.sleep(self.rng.uniform(0, 0.2))
                 break
             time.sleep(0.002)
@@ -127,11 +128,11 @@ class Soak:
             return None
         whom = self.rng.randrange(len(processes))
         saving = [path.name for path in workdir.glob("stages/**/*.saving")]
-        when, doing = time.monotonic() - began, self.said(workdir)[-1:]
+        when, doing = time.monotonic() - began, (self.said(workdir) or ["no word"])[-1].strip()
         codes = self.send(processes, whom, number)
         return (
-            f"{when:.1f} s: {number.name} to process {whom} after {doing}"
-            + (f" while saving {saving[0]}" if saving else "")
+            f"{when:.1f} s: {number.name} to process {whom} after '{doing}'"
+            + (f", while saving {saving[0]}" if saving and self.trains(workdir) else "")
             + f" -> {codes} in {time.monotonic() - began - when:.1f} s"
         )
 
@@ -157,14 +158,14 @@ class Soak:
         """The lines of the first process's last run."""
         return self.log(workdir).read_bytes()[self.told_before :].decode().splitlines()
 
+    def trains(self, workdir: Path) -> str | None:
+        """What the last run said when it went on with its first stage, or began it."""
+        lines = (line for line in self.said(workdir) if ": " in line)
+        return next((x for x in lines if ": goes on after step" in x or " steps of " in x), None)
+
     def resumed(self, workdir: Path) -> str:
-        """How it went on: the first stage that it did not find finished."""
-        finished = 0
-        for line in self.said(workdir):
-            finished += line.endswith(": finished, verified and read")
-            if ": goes on after step" in line or (" steps of " in line and ": " in line):
-                return f"{finished} stages read, {line}"
-        return f"{finished} stages read, none trained"
+        read = sum(x.endswith(": finished, verified and read") for x in self.said(workdir))
+        return f"{read} stages read, {self.trains(workdir) or 'none trained'}"
 
 
 def forgive(lock: Path) -> None:
