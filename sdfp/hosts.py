@@ -199,7 +199,7 @@ def share(
         shapes = [(name, list(np.shape(a)), str(np.asarray(a).dtype)) for name, a in arrays.items()]
         head = json.dumps({"value": value, "arrays": shapes})
     except BaseException as error:
-        told = {"error": type(error).__name__, "text": str(error)}
+        told: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
         if isinstance(error, signals.Interrupted):
             told["code"] = error.code
         _send_text(json.dumps(told))
