@@ -23,7 +23,6 @@ done
 ((${#given[@]} == 4 || ${#given[@]} == 5)) || fail "NAME IMAGE PODS GPUS [VOLUME_CLAIM] -- -m sdfp.main ..."
 (($# > 1)) || fail "what to run? ... -- -m sdfp.main --config configs/vit_cub.py"
 shift
-restarts="${SDFP_RESTARTS:-20}"
 name=${given[0]} image=${given[1]} pods=${given[2]} gpus=${given[3]} claim=${given[4]:-sdfp-data}
 for word in "$name" "$claim"; do
   [[ "$word" =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] || fail "$word: a letter, then lower-case letters, digits, -; at most 42"
@@ -32,7 +31,7 @@ done
 for number in "$pods" "$gpus"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "$number: a number of pods, of GPUs"
 done
-
+restarts="${SDFP_RESTARTS:-20}"
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "SDFP_RESTARTS=$restarts: how often it may start again"
 
 # shellcheck disable=SC2016 # JSON is YAML, and quotes whatever the arguments hold. Kubernetes itself reads $(NAME).

@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh [--dry-run] delete NAME ZONE
 #
 # `run` stays until the run ends and has its exit code (of several hosts gcloud tells the first one
-# that failed); pre-empted or killed, it goes on by itself. Needs gcloud, logged in. $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
+# that failed); pre-empted or killed, it goes on by itself. Needs gcloud, logged in.
+# $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
