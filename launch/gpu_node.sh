@@ -3,7 +3,8 @@
 #
 #   launch/gpu_node.sh [--dry-run] -m sdfp.main --config configs/vit_cub.py --config.data.dir=/data
 #
-# What follows is what python gets. Pre-empted (143), it goes on by itself; see README.md.
+# What follows is what python gets. Pre-empted or killed, it goes on by itself; TERM of this script
+# is passed on: see README.md.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -16,9 +17,7 @@ fi
 # JAX takes three quarters of the memory unless told otherwise.
 command=(env "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
   "${PYTHON:-python}" "$@")
-if ((DRY_RUN)); then
-  act "${command[@]}"
-  exit 0
+if ((!DRY_RUN)) && ! command -v nvidia-smi >/dev/null; then
+  fail "no nvidia-smi here: is this a GPU node with a driver?"
 fi
-command -v nvidia-smi >/dev/null || fail "no nvidia-smi here: is this a GPU node with a driver?"
-again_while_preempted "${command[@]}"
+to_the_end "${command[@]}"

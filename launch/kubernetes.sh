@@ -31,6 +31,8 @@ done
 for number in "$pods" "$gpus"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "$number: a number of pods, of GPUs"
 done
+restarts="${SDFP_RESTARTS:-20}"
+[[ "$restarts" =~ ^[0-9]+$ ]] || fail "SDFP_RESTARTS=$restarts: how often it may start again"
 
 # shellcheck disable=SC2016 # JSON is YAML, and quotes whatever the arguments hold. Kubernetes itself reads $(NAME).
 arguments="$(python3 -c 'import json, sys; print(json.dumps([a.replace("$(", "$$(") for a in sys.argv[1:]], ensure_ascii=False))' "$@")"
@@ -40,6 +42,7 @@ text="${text//@IMAGE@/$image}"
 text="${text//@PODS@/$pods}"
 text="${text//@GPUS@/$gpus}"
 text="${text//@CLAIM@/$claim}"
+text="${text//@RESTARTS@/$restarts}"
 before="${text%%@ARGUMENTS@*}" after="${text#*@ARGUMENTS@}" # not replaced: & and \ are the user's
 text="$before$arguments$after"
 if ((DRY_RUN)); then printf '%s\n' "$text"; else kubectl apply -f - <<<"$text"; fi

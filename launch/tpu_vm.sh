@@ -7,12 +7,16 @@
 #   launch/tpu_vm.sh [--dry-run] status NAME ZONE
 #   launch/tpu_vm.sh [--dry-run] delete NAME ZONE
 #
-# `run` stays until the run ends and has its exit code; pre-empted (143) it goes on by itself. Needs
-# gcloud, logged in. $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
+# `run` stays until the run ends and has its exit code (of several hosts gcloud tells the first one
+# that failed); pre-empted or killed, it goes on by itself. Needs gcloud, logged in.
+# $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-on_all_hosts() { act gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+# How: `act` or `to_the_end`.
+on_all_hosts() {
+  "$1" gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$2"
+}
 
 create() {
   (($# >= 1 && $# <= 2)) || fail "create NAME ZONE TYPE [--spot]"
@@ -34,14 +38,12 @@ setup() {
   archive="${TMPDIR:-/tmp}/sdfp_$name.tar.gz"
   act git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:sdfp.tar.gz" --zone="$zone" --worker=all
-  on_all_hosts 'mkdir -p sdfp && tar -xzf sdfp.tar.gz -C sdfp && cd sdfp && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt "jax[tpu]<0.13"'
+  on_all_hosts act 'mkdir -p sdfp && tar -xzf sdfp.tar.gz -C sdfp && cd sdfp && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt "jax[tpu]<0.13"'
 }
 
 run() {
   (($#)) || fail "run NAME ZONE -m sdfp.main ..."
-  local remote
-  remote="cd sdfp && exec .venv/bin/python $(quoted "$@")"
-  if ((DRY_RUN)); then on_all_hosts "$remote"; else again_while_preempted on_all_hosts "$remote"; fi
+  on_all_hosts to_the_end "cd sdfp && exec .venv/bin/python $(quoted "$@")"
 }
 
 status() {

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sdfp import signals
 from sdfp.types import UserError, WorkdirError, one_line
 
 HEARTBEAT = 30
@@ -35,8 +36,8 @@ LOST = ("Gloo", "UNAVAILABLE", "Socket closed", "oordination service")
 """In messages of what fails where another process is gone. JAX may see it first: then it ends this
 one with 134 (SIGABRT)."""
 WORKERS = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-WORDS = 2**24
-"""Of 4 bytes, that one message holds at most."""
+WORDS = tuple(2**bits for bits in (10, 13, 16, 19, 22, 24))
+"""Of 4 bytes, that one message holds: one of these numbers."""
 HELP = {
     "coordinator": "HOST:PORT of the first process, where a run has several",
     "num_processes": "how many",
@@ -145,6 +146,11 @@ def own_workdir(workdir: Path) -> Iterator[Path]:
     any_of(False)
 
 
+def lost(error: BaseException) -> bool:
+    """Whether this is what fails where another process of the run is gone."""
+    return several() and any(sign in str(error) for sign in LOST)
+
+
 def leave(run: Callable[[], int]) -> NoReturn:
     """Ends the process with the exit code that `run` returns.
 
@@ -159,7 +165,7 @@ def leave(run: Callable[[], int]) -> NoReturn:
         if not several():
             raise
         traceback.print_exc()
-        code = 134 if any(sign in str(error) for sign in LOST) else 1
+        code = 134 if lost(error) else 1
         if code != 1:
             print("sdfp: another process of the run is gone; see what it says", file=sys.stderr)
     if code and several():
@@ -180,57 +186,70 @@ def share(
     """What `make` returns on the first process, on all: a JSON value, and arrays by name.
 
     Raises:
-        UserError, WorkdirError: as `make` did on the first process.
+        UserError, WorkdirError, signals.Interrupted: as `make` did on the first process.
         RuntimeError: it failed there otherwise.
     """
     if not several():
         return make()
     if not first():
-        return _unpack(_broadcast(b""))
+        return _received()
     try:
-        found = make()
-        message = _pack({"value": found[0]}, found[1])
+        value, arrays = make()
+        # One at a time: together they may be as large as the state of a training.
+        shapes = [(name, list(np.shape(a)), str(np.asarray(a).dtype)) for name, a in arrays.items()]
+        head = json.dumps({"value": value, "arrays": shapes})
     except BaseException as error:
-        _broadcast(_pack({"error": type(error).__name__, "text": str(error)}, {}))
+        told: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
+        if isinstance(error, signals.Interrupted):
+            told["code"] = error.code
+        _send_text(json.dumps(told))
         raise
-    _broadcast(message)
-    return found
+    _send_text(head)
+    for array in arrays.values():
+        _copied(_bytes(np.ascontiguousarray(array)))
+    return value, arrays
 
 
-def _pack(head: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The length of the head, the head as JSON, then the arrays' bytes."""
-    shapes = [(name, list(np.shape(a)), str(np.asarray(a).dtype)) for name, a in arrays.items()]
-    text = json.dumps({**head, "arrays": shapes}).encode()
-    parts = [len(text).to_bytes(8, "little"), text]
-    return b"".join([*parts, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
-
-
-def _unpack(message: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    place = 8 + int.from_bytes(message[:8], "little")
-    head = json.loads(message[8:place])
+def _received() -> tuple[Any, dict[str, np.ndarray]]:
+    head = json.loads(_sent_text())
+    if "code" in head:
+        raise signals.Interrupted(head["code"] - 128)
     if "error" in head:
         raise ERRORS.get(head["error"], RuntimeError)(f"the first process: {head['text']}")
-    arrays = {}
-    for name, shape, dtype in head["arrays"]:
-        count = int(np.prod(shape))
-        array = np.frombuffer(message, dtype, count, offset=place).reshape(shape)
-        arrays[name], place = array.copy(), place + array.nbytes
+    arrays = {name: np.empty(shape, dtype) for name, shape, dtype in head["arrays"]}
+    for array in arrays.values():
+        _copied(_bytes(array))
     return head["value"], arrays
 
 
-def _broadcast(message: bytes) -> bytes:
-    """The first process's message, on all."""
-    words = np.array(divmod(len(message), 2**32), np.uint32)
-    high, low = multihost_utils.broadcast_one_to_all(words)
-    length = int(high) * 2**32 + int(low)
-    room = min(WORDS, 1 << max(10, (-(-length // 4) - 1).bit_length()))  # few shapes: few programs
-    parts = []
-    for start_ in range(0, length, 4 * room):
-        piece = message[start_ : start_ + 4 * room].ljust(4 * room, b"\0")
-        # Whole numbers: a sum with the others' zeros must not change a bit.
-        words = multihost_utils.broadcast_one_to_all(np.frombuffer(piece, np.uint32))
-        parts.append(np.asarray(words, np.uint32).tobytes())
-    return b"".join(parts)[:length]
+def _send_text(text: str) -> None:
+    _copied(_bytes(np.array([len(text.encode())])))
+    _copied(np.frombuffer(text.encode(), np.uint8))
+
+
+def _sent_text() -> str:
+    _copied(_bytes(length := np.zeros(1, int)))
+    _copied(text := np.zeros(length[0], np.uint8))
+    return text.tobytes().decode()
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """Those of a contiguous array, in place."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _copied(data: np.ndarray) -> None:
+    """Bytes of the first process, in their place on all."""
+    for start_ in range(0, data.size, 4 * WORDS[-1]):
+        piece = data[start_ : start_ + 4 * WORDS[-1]]
+        # Few shapes are few programs. Whole numbers: a sum with the others' zeros must not change
+        # a bit.
+        words = np.zeros(next(count for count in WORDS if 4 * count >= piece.size), np.uint32)
+        if first():
+            words.view(np.uint8)[: piece.size] = piece
+        words = multihost_utils.broadcast_one_to_all(words)
+        if not first():
+            piece[:] = np.asarray(words, np.uint32).view(np.uint8)[: piece.size]
 
 
 def agree(**facts: Any) -> None:

@@ -1,21 +1,34 @@
-"""One run per work directory: WORKDIR/lock is locked as long as the process lives."""
+"""One run per work directory: WORKDIR/lock is locked as long as the process lives.
+
+The file is removed at the run's end. So one that is found was left by a run that died without a
+word: killed for its memory, say. Launchers start such a run again; `held` ends that where none of
+them comes further.
+"""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sdfp import report
+from sdfp import hosts, report
 from sdfp.types import UserError
 
 NAME = "lock"
+DEATHS = 5
+"""In a row, and with nothing saved between them, after which a run is refused."""
+SAVED = ("stages/**/manifest.json", "stages/**/evaluation.json")
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class Busy(UserError):
+    """Another run is at work in the directory."""
 
 
 @contextlib.contextmanager
@@ -26,32 +39,76 @@ def held(workdir: Path) -> Iterator[None]:
     Where the file system has no locks, that is told, and nothing is kept out.
 
     Raises:
-        UserError: another process holds it, or the directory cannot be written.
+        Busy: another process holds it.
+        UserError: the directory cannot be written, or the last `DEATHS` runs died there and saved
+            nothing.
     """
-    path = workdir / NAME
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": report.command(),
-    }
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = _open(path)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
-    with file:
+    with _open(workdir) as file:
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "command": report.command(),
+            **_deaths(workdir, _content(file)),
+        }
         with contextlib.suppress(OSError):  # a full disk: held it is all the same
             file.truncate(0)
             file.write((json.dumps(holder, indent=2) + "\n").encode())
+        died = False
+        try:
+            yield
+        except Exception as error:
+            died = hosts.lost(error)  # of what kills another process, this one dies, too
+            raise
+        finally:
+            if not died:
+                _remove(workdir)
+
+
+@contextlib.contextmanager
+def held_behind(workdir: Path) -> Iterator[None]:
+    """The same behind a run, for what its end takes: what the run left in the file stays.
+
+    Raises:
+        Busy, UserError: as `held`.
+    """
+    with _open(workdir) as file:
+        left = _content(file)
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is locked: nobody else's is removed
+            if not left:
+                _remove(workdir)
 
 
-def _open(path: Path) -> BinaryIO:
-    """The file, open and locked."""
+def _remove(workdir: Path) -> None:
+    (workdir / NAME).unlink(missing_ok=True)  # while it is locked: nobody else's is removed
+
+
+def _deaths(workdir: Path, left: dict[str, Any]) -> dict[str, Any]:
+    """What is saved there, and how many runs died since, by what the last one `left`."""
+    names = (str(path.relative_to(workdir)) for pattern in SAVED for path in workdir.glob(pattern))
+    saved = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+    deaths = left.get("deaths", 0) + 1 if left.get("saved") == saved else 0
+    if deaths >= DEATHS:
+        raise UserError(
+            f"--workdir={workdir}: the last {deaths} runs died here, none with an error of its "
+            "own, and saved nothing new (too little memory?). See their logs; to try again all "
+            f"the same, delete {workdir / NAME}"
+        )
+    return {"deaths": deaths, "saved": saved}
+
+
+def _open(workdir: Path) -> BinaryIO:
+    """The file, open and locked; makes the directory."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return _locked(workdir / NAME)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+
+
+def _locked(path: Path) -> BinaryIO:
     while True:
         file = path.open("ab+", buffering=0)
         try:
@@ -62,7 +119,7 @@ def _open(path: Path) -> BinaryIO:
         except BlockingIOError:
             told = _holder(file)
             file.close()
-            raise UserError(
+            raise Busy(
                 f"--workdir={path.parent}: another run is at work in it: {told}. Wait for it, stop "
                 "it, or use another --workdir"
             ) from None
@@ -81,10 +138,19 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _holder(file: BinaryIO) -> str:
+    try:
+        found = _content(file)
+        who = f"process {found['pid']} on {found['host']}, since {found['started']}"
+        return f"{who} ({' '.join(found['command'].split())[:300]})"
+    except (KeyError, TypeError, AttributeError):
+        return "it has just begun"
+
+
+def _content(file: BinaryIO) -> dict[str, Any]:
+    """What the last holder wrote; {} of one that had no time to, or of anything else."""
     file.seek(0)
     try:
         found = json.loads(file.read())
-        who = f"process {found['pid']} on {found['host']}, since {found['started']}"
-        return f"{who} ({' '.join(found['command'].split())[:300]})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "it has just begun"
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

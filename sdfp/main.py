@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from sdfp import cli, config, experiment, hosts, page
+from sdfp import cli, config, experiment, hosts, page, signals
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
     hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
-    with hosts.own_workdir(workdir) as own, page.written_last(own):
+    with signals.handled(), hosts.own_workdir(workdir) as own, page.written_last(own):
         if _CHECK.value:
             experiment.check(values, own)
             return

@@ -88,6 +88,8 @@ def keep_programs(folder: str) -> None:
             f"config.run.compilation_cache={folder}: others can write to it, and what lies there "
             "is run; name a new folder"
         )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"config.run.compilation_cache={folder}: it cannot be written")
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 import sdfp
-from sdfp import cells, hosts, initial, memory, parallel, preflight, report, rows
+from sdfp import cells, checkpoint, hosts, initial, memory, parallel, preflight, report, rows
 from sdfp.data.interface import Dataset
 from sdfp.initial import Initial
 from sdfp.models.registry import BACKBONES
@@ -86,8 +86,17 @@ def prepare(
         data=context.target.data.fingerprint,
         held_out=context.target.data.notes.get("held_out"),
         rows=planned,
+        teachers=_teachers(context),
     )
     return Prepared(context, start, source)
+
+
+def _teachers(context: Context) -> dict[str, list]:
+    """Of the given teachers, what all processes must have read alike: each has its own disk."""
+    return {
+        path: [checkpoint.digest(teacher.params), teacher.architecture]
+        for path, (teacher, _) in context.teachers.items()
+    }
 
 
 def _greet(settings: Experiment, place: Place, precision: Precision) -> None:

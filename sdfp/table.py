@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import logging
 
-from sdfp import cli, config, experiment, hosts, listing, page, rendering, report
+from sdfp import cli, config, experiment, hosts, listing, page, rendering, report, signals
 from sdfp.experiment import Wish
 from sdfp.hosts import Processes
 from sdfp.methods import registry
@@ -59,7 +59,7 @@ def make(
             report.say(line)
         return
     hosts.start(processes)
-    with hosts.own_workdir(workdir) as own, page.written_last(own):
+    with signals.handled(), hosts.own_workdir(workdir) as own, page.written_last(own):
         if only_check:
             experiment.check(values, own, wish)
             return

@@ -125,6 +125,20 @@ def test_unfinished_saves_count_as_nothing(tmp_path, small):
     assert names == {"step_000000002", "step_000000004", "mine.saving"}
 
 
+def test_the_newest_step_is_that_of_most_steps(tmp_path, small):
+    """Not the one that was written last: a clock may be set back between two saves."""
+    for step, written in ((2, 2_000_000_000), (4, 1_000_000_000)):
+        checkpoint.save_step(tmp_path, step, small, {})
+        for path in (tmp_path / f"step_{step:09d}").rglob("*"):
+            os.utime(path, (written, written))
+        os.utime(tmp_path / f"step_{step:09d}", (written, written))
+    assert checkpoint.last_step(tmp_path) == 4
+    assert checkpoint.restore_step(tmp_path, small)[1]["step"] == 4
+    checkpoint.save_step(tmp_path, 6, small, {})
+    assert not (tmp_path / "step_000000002").exists()
+    assert checkpoint.restore_step(tmp_path, small)[1]["step"] == 6
+
+
 def test_the_newest_steps_are_kept(tmp_path, small):
     kept = []
     for step in (2, 4, 10, 200_000_000):

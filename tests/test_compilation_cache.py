@@ -58,6 +58,27 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         parallel.keep_programs(str(tmp_path / "file" / "folder"))
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """By whom it belongs to: on a disk for reading only, say."""
+    monkeypatch.setattr(parallel.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError) as caught:
+        parallel.keep_programs(str(tmp_path))
+    assert str(caught.value) == f"config.run.compilation_cache={tmp_path}: it cannot be written"
+
+
+def test_a_program_that_is_half_there_is_compiled_again(tmp_path):
+    """JAX writes a program under its final name: another process may read the half of it, and a
+    kill may leave it so. Its checksum tells."""
+    folder = tmp_path / "programs"
+    value, _ = run(folder)
+    programs = [path for path in folder.iterdir() if path.name.endswith("-cache")]
+    assert programs
+    for size in (0, 10, 1000):
+        for path in programs:
+            os.truncate(path, size)
+        assert run(folder) == [value, "False"]
+
+
 def test_none_by_default():
     before = parallel.jax.config.jax_compilation_cache_dir
     parallel.keep_programs("")

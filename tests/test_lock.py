@@ -29,13 +29,65 @@ def take(workdir):
         return json.loads((workdir / lock.NAME).read_text())
 
 
-def test_it_says_who_holds_it_and_goes_with_the_run(tmp_path):
-    workdir = tmp_path / "deep" / "work"
+def die(workdir):
+    """As a run that is killed: its lock is dropped, and the file left. Returns its `deaths`."""
+    found = take(workdir)
+    (workdir / lock.NAME).write_text(json.dumps(found))
+    return found["deaths"]
+
+
+def save(workdir, name):
+    (workdir / "stages" / name).mkdir(parents=True)
+    (workdir / "stages" / name / "manifest.json").write_text("{}")
+
+
+def test_runs_that_die_and_save_nothing_have_an_end(tmp_path):
+    assert [die(tmp_path) for _ in range(lock.DEATHS)] == list(range(lock.DEATHS))
     for _ in range(2):
-        found = take(workdir)
-        assert found["pid"] == os.getpid()
-        assert found.keys() == {"host", "pid", "started", "command"}
-        assert list(workdir.iterdir()) == []
+        with pytest.raises(UserError, match=f"the last {lock.DEATHS} runs died here") as caught:
+            take(tmp_path)
+    assert str(caught.value).endswith(f"delete {tmp_path / lock.NAME}")
+    (tmp_path / lock.NAME).unlink()
+    assert take(tmp_path)["deaths"] == 0
+
+
+def test_a_run_that_dies_after_a_save_has_come_further(tmp_path):
+    for step in range(2 * lock.DEATHS):
+        assert [die(tmp_path), die(tmp_path)] == [0, 1]
+        save(tmp_path, f"pretrain/step_{step:09d}")
+    save(tmp_path, "pretrain/final")
+    assert die(tmp_path) == 0
+
+
+def test_a_run_that_ends_with_an_error_did_not_die(tmp_path):
+    """It has said what is wrong. One that ends because another process is gone, did."""
+    for error in (UserError("mistake"), ValueError("fault"), KeyboardInterrupt()):
+        die(tmp_path)
+        with pytest.raises(type(error)), lock.held(tmp_path):
+            raise error
+        assert take(tmp_path)["deaths"] == 0
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_run_that_lost_another_process_died(tmp_path, monkeypatch, several):
+    """It fails with an error, but not of its own; alone it has nobody to lose."""
+    monkeypatch.setattr(lock.hosts, "several", lambda: several)
+    with pytest.raises(ValueError, match="Gloo"), lock.held(tmp_path):
+        raise ValueError("INTERNAL: Gloo all-reduce failed: Connection closed by peer")
+    assert (tmp_path / lock.NAME).exists() == several
+    assert take(tmp_path)["deaths"] == several
+
+
+def test_what_follows_a_death_does_not_hide_it(tmp_path):
+    """As the report, which is written also of a run that lost another process."""
+    for deaths in range(3):
+        assert die(tmp_path) == deaths
+        with lock.held_behind(tmp_path), pytest.raises(lock.Busy):
+            take(tmp_path)
+    (tmp_path / lock.NAME).unlink()
+    with lock.held_behind(tmp_path), pytest.raises(lock.Busy, match="just begun"):
+        take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The top of report.html, what it answers; and how a run ends with it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from comparison_results import PLAIN, entry, results, saved, scores
 from page_helpers import Page, falling, made, metrics, record
 
-from sdfp import experiment, page, table
+from sdfp import experiment, lock, page, table
 from sdfp.page import document
 from sdfp.types import UserError
 
@@ -180,11 +181,73 @@ def test_a_refused_run_changes_nothing(tmp_path):
     with pytest.raises(UserError), page.written_last(tmp_path):
         raise UserError("other settings")
     assert (tmp_path / "report.html").read_text() == "as it was"
-    later = (tmp_path / "report.html").stat().st_mtime + 10
-    os.utime(tmp_path / "stages/a/metrics.jsonl", (later, later))  # a run that has come further
+
+
+@pytest.mark.parametrize("seconds", [10, -10])  # the clock may have been set back
+def test_what_changes_gets_a_new_page(tmp_path, seconds):
+    metrics(saved(tmp_path, results(PLAIN)) / "stages/a", falling(3))
+    (tmp_path / "report.html").write_text("as it was")
+    now = (tmp_path / "report.html").stat().st_mtime + seconds
     with page.written_last(tmp_path):
-        pass
+        os.utime(tmp_path / "stages/a/metrics.jsonl", (now, now))
     assert (tmp_path / "report.html").read_text() != "as it was"
+
+
+def test_the_page_of_a_run_that_goes_on_is_left_alone(tmp_path, capsys):
+    """By a second run, which the lock refuses while the first one writes its results."""
+    saved(tmp_path, results(PLAIN))
+    (tmp_path / "report.html").write_text("as it was")
+
+    def second():
+        with page.written_last(tmp_path):
+            saved(tmp_path, results(PLAIN, complete=False))
+            with lock.held(tmp_path):
+                raise AssertionError("not reached")
+
+    with lock.held(tmp_path):
+        with pytest.raises(lock.Busy):
+            second()
+        assert (tmp_path / "report.html").read_text() == "as it was"
+        assert (tmp_path / lock.NAME).exists()
+    assert capsys.readouterr().out == ""
+
+
+ENDS_LATE = """
+import sys, time
+from pathlib import Path
+from sdfp import cli, page, signals
+from sdfp.page import document
+
+def slow(workdir):
+    print("writes", flush=True)
+    time.sleep(60)
+
+document.html = slow
+workdir = Path(sys.argv[1])
+
+def run():
+    with signals.handled(), page.written_last(workdir):
+        (workdir / "results.json").write_text("{}")
+
+sys.exit(cli.exit_code(run))
+"""
+
+
+def test_a_signal_while_the_page_is_written(tmp_path):
+    """It stays as it was, and the exit code is that of any signal."""
+    (tmp_path / "report.html").write_text("as it was")
+    command = [sys.executable, "-c", ENDS_LATE, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "writes\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert err.splitlines()[-1].startswith("sdfp: stopped by SIGTERM")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "results.json": "{}",
+        "report.html": "as it was",
+    }
 
 
 def test_training_does_not_wait_for_figures():

@@ -1,5 +1,6 @@
 """Whole runs of two processes: equal to one process, stopped, killed and gone on with."""
 
+import ipaddress
 import json
 import os
 import signal
@@ -62,6 +63,9 @@ def run(
         while when and not (workdir / when).exists():
             assert all(process.poll() is None for process in processes)
             time.sleep(0.02)
+        if when and count > 1:
+            # Whoever can connect to it can stop the run: not from other machines, where none are.
+            assert listening(processes[0].pid, int(coordinator.split(":")[1])) == {"127.0.0.1"}
         sent = time.monotonic()
         if number:
             processes[whom].send_signal(number)
@@ -73,6 +77,22 @@ def run(
     finally:
         for process in processes:
             process.kill()
+
+
+def listening(pid: int, port: int) -> set[str]:
+    """The addresses at which a process listens to a port."""
+    links = (path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink())
+    own = {str(link)[len("socket:[") : -1] for link in links if str(link).startswith("socket:[")}
+    found = set()
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address, _, at = local.partition(":")
+            if state == "0A" and inode in own and int(at, 16) == port:
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                ip = ipaddress.ip_address(b"".join(words))
+                found.add(str(getattr(ip, "ipv4_mapped", None) or ip))
+    return found
 
 
 def digests(workdir: Path) -> dict[str, str]:
@@ -136,6 +156,16 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(finished, t
     assert "another task died" in told or "Gloo" in told
     assert [code for code, *_ in run(workdir)] == [0, 0]
     assert digests(workdir) == digests(finished)
+
+
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_signal_outside_of_a_stage(tmp_path, whom):
+    """Here while the data is read. Nobody waits for ever, and nobody says that it is a fault."""
+    workdir = tmp_path / "run"
+    stopped = run(workdir, number=signal.SIGTERM, when="lock", whom=whom)
+    assert stopped[whom][0] == 143, stopped
+    assert stopped[1 - whom][0] in (143, 134, -signal.SIGABRT), stopped
+    assert max(seconds for *_, seconds in stopped) < TOGETHER
 
 
 @pytest.mark.parametrize("key", ["seed=1", "data.split_seed=1"])

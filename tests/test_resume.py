@@ -480,13 +480,17 @@ def test_fine_tuning_settings_leave_the_other_stages_alone(workdir):
     assert "/stages/finetune/further_pretrain/seed_0 was made with other settings" in line
 
 
-@pytest.mark.slow  # 6 kills: minutes
-def test_stopped_at_random_moments(tmp_path):
+@pytest.mark.slow  # many kills: minutes
+@pytest.mark.parametrize(
+    "how", [("--kills=5", "--terms=3"), ("--kills=2", "--terms=1", "--processes=2")]
+)
+def test_stopped_at_random_moments(tmp_path, how):
     """SIGKILL and SIGTERM over all stages, of saves in particular: the same bits in the end."""
-    command = [sys.executable, "tests/soak/kill_resume.py", "--kills=6", "--seed=1"]
+    command = [sys.executable, "tests/soak/kill_resume.py", *how, "--seed=1"]
     command += [f"--workdir={tmp_path / 'soak'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(ended.stdout)  # the log of the kills: shown where this fails, or with -s
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "bit-identical" in ended.stdout
     assert "DIFFERS" not in ended.stdout

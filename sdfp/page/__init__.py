@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdfp import hosts, report
+from sdfp import hosts, lock, report
 from sdfp.types import UserError, one_line
 
 NAME = "report.html"
@@ -44,22 +44,27 @@ def written_last(workdir: Path) -> Iterator[None]:
 
     A page that cannot be made is told. It is not the run's error, and takes the place of none.
     """
+    before = _sources(workdir)
     try:
         yield
     finally:
         try:
             # A run that was refused has changed nothing; of several processes one has it all.
-            if hosts.first() and _outdated(workdir):
-                write(workdir)
+            after = _sources(workdir)
+            new = after != before or (after and not (workdir / NAME).exists())
+            if hosts.first() and new:
+                # Where another run is at work, what is new is that one's, and so is the page.
+                with contextlib.suppress(lock.Busy), lock.held_behind(workdir):
+                    write(workdir)
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()  # a fault of ours must not pass unseen
             report.say(f"warning: {NAME} is not up to date: {one_line(error)}")
 
 
-def _outdated(workdir: Path) -> bool:
-    """Whether anything that the page is made of is newer than it, or there without it."""
-    page = workdir / NAME
-    made = page.stat().st_mtime_ns if page.is_file() else -1
-    sources = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{report.METRICS}")]
-    return any(path.stat().st_mtime_ns > made for path in sources)
+def _sources(workdir: Path) -> dict[Path, tuple[int, int]]:
+    """What the page is made of, and when it was written: to see whether any of it changes. Not
+    whether it is newer than the page: a clock may be set back."""
+    paths = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{report.METRICS}")]
+    found = ((path, path.stat()) for path in paths)
+    return {path: (status.st_mtime_ns, status.st_size) for path, status in found}
