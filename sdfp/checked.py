@@ -148,13 +148,15 @@ def misfit(value: Any, shape: Any, at: str = "") -> str:
     kinds = shape if isinstance(shape, tuple) else (shape,)
     if object in kinds or (isinstance(value, kinds) and (bool in kinds or type(value) is not bool)):
         return ""
-    return _no(at, " or ".join(_WORDS[kind] for kind in kinds if kind is not type(None)))
+    words = [word for kind, word in _WORDS.items() if kind in kinds]
+    return _no(at, words[-1])
 
 
 _WORDS = {
     **{str: "text", bool: "true or false", int: "whole number", float: "number"},
     **{dict: "object", list: "list"},
 }
+"""Of several kinds, the last one is what the value is called: a whole number is a number."""
 
 
 def _no(at: str, what: str) -> str:

@@ -97,6 +97,8 @@ def open_weights(weights: str, revision: str = "") -> Weights:
         if twice := sorted(tensors.keys() & own.keys()):
             raise UserError(f"{file}: {some(twice)} is in another file of {folder}, too: keep one")
         tensors |= own
+    if not tensors:
+        raise UserError(f"{files[0]}: no tensor in it; {AGAIN}")
     config = folder / "config.json"
     return Weights(
         path=str(path if path.exists() else folder),
