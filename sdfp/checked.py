@@ -48,7 +48,7 @@ RESULTS = {
     ],
     "tuning?": {
         str: {
-            **{"split": str, "metric?": str, "candidates": [CANDIDATE]},
+            **{"split": str, "metric": str, "candidates": [CANDIDATE]},
             "chosen?": (int, type(None)),
         }
     },

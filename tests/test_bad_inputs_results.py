@@ -34,7 +34,7 @@ FOUND = results(
     stages=[
         {"name": "finetune/finetune/seed_0", "steps": 3, "seconds": 1.5, "examples_per_second": 2}
     ],
-    tuning={"finetune": {"split": "validation", "candidates": [], "chosen": None}},
+    tuning={"finetune": {"split": "validation", "metric": "accuracy", "candidates": []}},
     failed=[{"method": "mars", "seed": None, "error": "why"}],
 )
 BYTES = {
