@@ -254,7 +254,9 @@ def _pickle_only(path: Path) -> str:
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError, AttributeError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {one_line(error)}") from None
+    except (safetensors.SafetensorError, AttributeError, ValueError) as error:
         # AttributeError: a number format that numpy does not have, such as float8. ValueError: an
         # array without elements whose other sides are too long for numpy.
         raise UserError(
@@ -266,17 +268,16 @@ def _impostor(file: Path) -> str:
     """What it may be instead, and what to do."""
     with file.open("rb") as stream:
         start = stream.read(64).lstrip().lower()
-    for found, told in IMPOSTORS.items():
-        if start.startswith(found):
-            return told
-    return "cut short? get it again"
+    found = (told for known, told in IMPOSTORS.items() if start.startswith(known))
+    return next(found, "cut short? get it again")
 
 
+_PICKLE = "a pickle: see `python -m sdfp.convert_pth --help`"
 IMPOSTORS = {
     b"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull` in its repository",
     b"pk\x03\x04": "a pickle or a zip: see `python -m sdfp.convert_pth --help`",
-    b"\x80": "a pickle: see `python -m sdfp.convert_pth --help`",
-    b"<": "a web page: get the file itself",
+    **dict.fromkeys((b"\x80\x02\x8a", b"\x80\x02}", b"\x80\x04\x95", b"\x80\x05\x95"), _PICKLE),
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "a web page: get the file itself"),
 }
 """How other files begin that are found under such a name, in lower case."""
 
