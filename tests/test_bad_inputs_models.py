@@ -111,9 +111,19 @@ def test_weight_files(tmp_path, bad):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     told = refused(why, pretrained.open_weights, str(tmp_path))
-    assert told.startswith(
-        f"{path}: no{'t a whole safetensors file (' if why else ' tensor in it; '}"
-    )
+    assert told.startswith(f"{path}: not a whole safetensors file (")
+
+
+def test_a_folder_that_is_called_like_a_weight_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.mkdir()
+    refused(f"^cannot read {path}: ", pretrained.open_weights, str(tmp_path))
+
+
+def test_no_tensor(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(file({}))
+    refused(f"^{path}: no tensor in it; get it again", pretrained.open_weights, str(path))
 
 
 def changed(name="vit.layernorm.bias", value=None, **more):

@@ -189,7 +189,7 @@ def test_files_that_are_broken_or_absent(folder):
     with refuses("config.json", "JSON"):
         load(folder)
     (folder / "config.json").write_text("[]")
-    with refuses("config.json", "JSON object"):
+    with refuses("config.json", "no object", "get it again"):
         load(folder)
     with refuses("empty"):
         load("")
