@@ -5,12 +5,13 @@ What only a config says is in test_config.py, what does not fit between whole fi
 test_pretrained.py, test_vit_export.py, test_roberta_export.py and test_tokenizer.py.
 """
 
+import contextlib
 import functools
 import json
 import math
 import pickle
+import random
 import struct
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import tiny_vit
 from test_bad_inputs import refused
 from test_config import FOLDER, parse, put
 
-from sdfp import config, pretrained, trained
+from sdfp import config, convert_pth, pretrained, trained
 from sdfp.data import tokenizer
 from sdfp.models import registry, roberta, vit_export, vit_mae
 from sdfp.types import UserError
@@ -365,8 +366,32 @@ def test_tokenizers(tmp_path, name, content, why):
     assert str(tmp_path) in refused(why, tokenizer.open_tokenizer, str(tmp_path))
 
 
-def test_nothing_of_a_hub_is_run():
-    """No code of a model's repository; transformers is not even imported."""
-    assert "transformers" not in sys.modules
-    with pytest.raises(UserError, match="no such file"):
-        tokenizer.open_tokenizer("./nowhere")
+# --- pickles of PyTorch
+
+
+@pytest.mark.torch
+def test_convert_pth(tmp_path):
+    """See test_pretrained.py for what it says of code, and of paths."""
+    torch = pytest.importorskip("torch")
+    weight, target = torch.ones(4, 4), tmp_path / "out.safetensors"
+    contents = {
+        "not tensors: w. Only": {"w": weight.to_sparse()},
+        "not tensors: 0. Only": {0: weight},
+        "not tensors: w, x. Only": {"w": "text", "x": [weight]},
+        "its tensors are 4398046511104 bytes, far more": {"w": torch.ones(1).expand(2**20, 2**20)},
+    }
+    source = tmp_path / "in.pth"
+    for told, content in contents.items():
+        torch.save(content, source)
+        refused(told, convert_pth.convert, source, target)
+    torch.save({"w": weight}, source)
+    whole, rng = source.read_bytes(), random.Random(0)
+    for _ in range(60):
+        data = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(3):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        source.write_bytes(data)
+        with contextlib.suppress(UserError):
+            convert_pth.convert(source, target)
+            target.unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
