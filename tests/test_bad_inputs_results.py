@@ -322,7 +322,7 @@ def test_a_model_that_is_not_that_of_its_parameters(stage, path, value):
         file.write_text(whole)
 
 
-@pytest.mark.parametrize("damage", BYTES)
+@pytest.mark.parametrize("damage", ["zeros", "cut short", "a list"])
 def test_a_damaged_model_is_told_and_written_again(tmp_path, capsys, damage):
     """By the same training command, which needs nothing of it."""
     file = tmp_path / "stages/s/model.json"
@@ -365,17 +365,21 @@ def process(*arguments):
     return line
 
 
-def test_processes(tmp_path, stage):
+def test_a_run(tmp_path):
     """Exit code 2, one line, nothing written."""
-    saved(tmp_path / "w", changed(("results", 0, "value"), "50"))
-    line = process("sdfp.table", "--from", tmp_path / "w", "--out", tmp_path / "tables")
-    assert line.startswith(f"sdfp: {tmp_path}/w/results.json: damaged: results[0].value is no num")
     pointer = tmp_path / "model.safetensors"
     pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     given = ["--config.init.kind=weights", f"--config.init.weights={pointer}"]
     line = process("sdfp.main", "--config=tests/tiny_config.py", *given, f"--workdir={tmp_path}/r")
     assert line.startswith(f"sdfp: {pointer}: not a whole safetensors file (a pointer of Git LFS")
     assert not (tmp_path / "r/stages").exists()
+
+
+@pytest.mark.slow
+def test_a_table(tmp_path):
+    saved(tmp_path / "w", changed(("results", 0, "value"), "50"))
+    line = process("sdfp.table", "--from", tmp_path / "w", "--out", tmp_path / "tables")
+    assert line.startswith(f"sdfp: {tmp_path}/w/results.json: damaged: results[0].value is no num")
     assert not (tmp_path / "tables").exists()
 
 

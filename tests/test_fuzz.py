@@ -100,14 +100,14 @@ def check_settings(data):
         assert named[1] in {key.split(".")[0] for key in keys}, line
 
 
-@drawn(250)
+@drawn(150)
 @given(st.data())
 def test_settings(data):
     check_settings(data)
 
 
 @pytest.mark.slow
-@drawn(250 * MANY)
+@drawn(150 * MANY)
 @given(st.data())
 def test_many_settings(data):
     check_settings(data)
@@ -207,9 +207,9 @@ def fuzz_weights(folder: Path, examples: int) -> None:
 
 
 def test_weights(tmp_path):
-    fuzz_weights(tmp_path, 150)
+    fuzz_weights(tmp_path, 80)
 
 
 @pytest.mark.slow
 def test_many_weights(tmp_path):
-    fuzz_weights(tmp_path, 150 * MANY)
+    fuzz_weights(tmp_path, 80 * MANY)
