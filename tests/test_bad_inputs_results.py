@@ -176,7 +176,6 @@ def evaluated(folder, monkeypatch) -> dict:
     return evaluation.evaluate(folder, {}, {"params": "d"}, Feed(split, {}, {}), split, **how)
 
 
-METRICS = ("identity", "metrics")
 EVALUATIONS = {
     **BYTES,
     "no metrics": b'{"identity": {"params": "d"}}',
