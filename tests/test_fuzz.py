@@ -45,10 +45,9 @@ def refusal(call, *arguments) -> str:
     try:
         call(*arguments)
     except UserError as error:
-        line = str(error)
+        line = " ".join(str(error).splitlines())  # as cli.exit_code tells it: keys may hold any
     else:
         return ""
-    assert line.splitlines() == [line]
     assert len(line) < 1500
     return line
 

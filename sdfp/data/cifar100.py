@@ -155,11 +155,12 @@ class _DataOnly(pickle._Unpickler):
 
     def load_build(self) -> None:
         # On anything else it would set attributes, of our own functions too.
-        if not isinstance(self.stack[-2], _Array | _Dtype):
-            raise pickle.UnpicklingError(f"it asks to change a {type(self.stack[-2]).__name__}")
-        super().load_build()
+        found = self.stack[-2]  # pyright: ignore
+        if not isinstance(found, _Array | _Dtype):
+            raise pickle.UnpicklingError(f"it asks to change a {type(found).__name__}")
+        super().load_build()  # pyright: ignore
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # pyright: ignore
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from sdfp.types import UserError, one_line
 
@@ -67,8 +67,8 @@ def _untar(archive: Path, folder: Path) -> list[str]:
     with archive.open("rb") as raw:  # by content: DTD's tar.gz is a plain tar
         compressed = raw.read(2) == b"\x1f\x8b"
     with (
-        (gzip.open if compressed else open)(archive, "rb") as stream,
-        tarfile.open(fileobj=_InPieces(stream), mode="r:") as opened,
+        gzip.open(archive) if compressed else archive.open("rb") as stream,
+        tarfile.open(fileobj=cast(Any, _InPieces(stream)), mode="r:") as opened,
     ):
         # Stricter than "data", which let chains of links through ".." out (CVE-2025-4517).
         facts = ((m, m.name, m.size, m.isdev() or _leads_out(m.linkname)) for m in opened)

@@ -9,9 +9,10 @@ from sdfp.types import UserError
 
 MOST = 1 << 24
 """A size above this is no model's, and its arithmetic might not fit int32."""
-MOST_OF = dict.fromkeys(("depth", "decoder_depth"), 1 << 12) | dict.fromkeys(
-    ("dim", "decoder_dim"), 1 << 16
-)
+MOST_OF: dict[str, int] = {
+    **dict.fromkeys(("depth", "decoder_depth"), 1 << 12),
+    **dict.fromkeys(("dim", "decoder_dim"), 1 << 16),
+}
 """Of what lists and arrays are made before the weights are looked at."""
 
 
