@@ -70,7 +70,7 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
     flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
     try:
         parser(["", *arguments])
-    except flags.Error as error:
+    except (flags.Error, ValueError, RecursionError) as error:  # --noconfig.key=1, ---...-1
         raise UserError(one_line(error)) from None
     return flag.value
 
@@ -269,7 +269,7 @@ def _block(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> None:
     dot = f"{prefix}." if prefix else ""
-    given, expected = set(given), set(expected)
+    given, expected = set(map(str, given)), set(expected)  # {1: 2} has keys, too
     for key in sorted(given - expected):
         near = checked.nearest(dot + key, [dot + other for other in sorted(expected)])
         raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
@@ -280,7 +280,7 @@ def _same_keys(prefix: str, given: Iterable[str], expected: Iterable[str]) -> No
 def _parse(cls: type, raw: Any, prefix: str):
     """One dataclass from one block of keys."""
     if not isinstance(raw, Mapping):
-        raise UserError(f"config.{prefix}: a block of keys is expected; got {raw!r}")
+        raise UserError(f"config.{prefix}: a block of keys is expected; got {checked.shown(raw)}")
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     _same_keys(prefix, raw, fields)
@@ -293,7 +293,7 @@ def _value(kind: Any, metadata: Mapping, raw: Any, key: str):
         return _parse(kind, raw, key)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(raw, (tuple, list)):
-            raise UserError(f"config.{key}: a tuple is expected; got {raw!r}")
+            raise UserError(f"config.{key}: a tuple is expected; got {checked.shown(raw)}")
         return tuple(
             checked.scalar(get_args(kind)[0], metadata, item, f"config.{key}") for item in raw
         )

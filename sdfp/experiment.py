@@ -9,7 +9,6 @@ for each row:      rows.py: the methods of its name, and candidates where settin
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from sdfp import (
 )
 from sdfp.methods.registry import METHODS
 from sdfp.models.registry import BACKBONES
-from sdfp.results import Results
+from sdfp.results import Results, earlier
 from sdfp.rows import Row
 from sdfp.settings import Experiment
 from sdfp.stages import Context
@@ -96,7 +95,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
     with lock.held(workdir), signals.handled(), precision.context():
         hosts.decide(lambda: preflight.check_workdir(workdir))
         context, init = _prepare(settings, groups, workdir, precision, wish)
-        results = Results(context, init.record, earlier=hosts.decide(lambda: _earlier(workdir)))
+        results = Results(context, init.record, earlier=hosts.decide(lambda: earlier(workdir)))
         if not results.earlier:  # what is run can be seen from the start
             results.write(complete=False)
         init_params = stages.initial_params(context, Row("finetune", settings), init.params)
@@ -150,11 +149,6 @@ def _check_workdir(
     for name, known in planned.items():
         kept.check_known(workdir / "stages" / name, known)
     preflight.check_space(workdir, init_params, planned)
-
-
-def _earlier(workdir: Path) -> dict[str, Any]:
-    path = workdir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def check(results: Mapping[str, Any]) -> None:
