@@ -111,15 +111,12 @@ def read(workdir: Path) -> dict[str, Any]:
     """The results.json of a work directory.
 
     Raises:
-        UserError: none there, not JSON, not that of a run, or without any result.
+        UserError: none there, damaged, not that of a run, or without any result.
     """
     path = Path(workdir) / "results.json"
     if not path.is_file():
         raise UserError(f"{workdir}: no results.json there; name the work directory of a run")
     results = checked.read_results(path)
-    config = results.get("config") if isinstance(results, dict) else None
-    if not isinstance(config, dict) or not {"name", "methods", "evaluate_on"} <= config.keys():
-        raise UserError(f"{path}: not the results of a run; name the work directory of one")
     if not results.get("results") and not results.get("failed"):
         raise UserError(f"{path}: no results in it; run sdfp.main on data with labels first")
     return results

@@ -60,7 +60,7 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
     flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
     try:
         parser(["", *arguments])
-    except flags.Error as error:
+    except (flags.Error, ValueError, RecursionError) as error:  # --noconfig.key=1, ---...-1
         raise UserError(one_line(error)) from None
     return flag.value
 
@@ -218,7 +218,7 @@ def _block(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _parse(cls: type, raw: Any, prefix: str):
     """One dataclass from one block of keys."""
     if not isinstance(raw, Mapping):
-        raise UserError(f"config.{prefix}: a block of keys is expected; got {raw!r}")
+        raise UserError(f"config.{prefix}: a block of keys is expected; got {checked.shown(raw)}")
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
     kinds = {field.name: (hints[field.name], field.metadata) for field in fields}
@@ -229,7 +229,7 @@ def _parse_all(kinds: Mapping[str, tuple], raw: Mapping[str, Any], prefix: str) 
     """The values of a block, {key: (type, metadata)}; what is wrong with all of them is told."""
     dot = f"{prefix}." if prefix else ""
     found, values = Problems(), {}
-    for key in sorted(raw.keys() - kinds.keys()):
+    for key in sorted(set(map(str, raw)) - kinds.keys()):  # {1: 2} has keys, too
         near = checked.nearest(dot + key, [dot + other for other in sorted(kinds)])
         with found.noted():
             raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
@@ -248,7 +248,7 @@ def _value(kind: Any, metadata: Mapping, raw: Any, key: str):
         return _parse(kind, raw, key)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(raw, (tuple, list)):
-            raise UserError(f"config.{key}: a tuple is expected; got {raw!r}")
+            raise UserError(f"config.{key}: a tuple is expected; got {checked.shown(raw)}")
         return tuple(
             checked.scalar(get_args(kind)[0], metadata, item, f"config.{key}") for item in raw
         )

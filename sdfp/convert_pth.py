@@ -7,11 +7,15 @@ file even with `weights_only=True` (CVE-2025-32434, CVE-2026-24747).
 import hashlib
 import pickle
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdfp import cli
-from sdfp.types import UserError
+from sdfp.types import UserError, one_line, some
+
+MOST_SHARED = 4
+"""Times the file's size that its tensors may have together: some are kept once and named twice."""
 
 
 def convert(source: Path, target: Path) -> tuple[int, str]:
@@ -39,11 +43,18 @@ def convert(source: Path, target: Path) -> tuple[int, str]:
     import safetensors.torch
 
     # Copies: safetensors refuses tensors that share memory.
-    whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(whole, metadata={"format": "pt"})
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(data)
-    partial.rename(target)
+    try:
+        whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(whole, metadata={"format": "pt"})
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:  # an unusual number format
+        raise UserError(f"{source}: no safetensors can hold it: {one_line(error)}") from None
+    try:
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as scratch:
+            partial = Path(scratch) / target.name
+            partial.write_bytes(data)
+            partial.rename(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {one_line(error)}") from None
     return len(whole), hashlib.sha256(data).hexdigest()
 
 
@@ -62,19 +73,28 @@ def _read(source: Path) -> Mapping:
             f"{source} holds more than tensors and plain values; refused, as loading it could run "
             "code. Save its state_dict() alone."
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).split("\n")[0][:200]
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         raise UserError(f"{source}: not a PyTorch checkpoint, or cut short: {reason}") from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{source}: no {{name: tensor}} in it")
-    strangers = [str(name) for name, value in content.items() if not torch.is_tensor(value)]
+    plain = lambda value: torch.is_tensor(value) and value.layout is torch.strided
+    strangers = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and plain(value) and not value.is_quantized)
+    ]
     if strangers:
         raise UserError(
-            f"{source}: not tensors: {', '.join(strangers[:6])}. Only {{name: tensor}} or "
-            "{'model': {name: tensor}} can be converted"
+            f"{source}: not tensors: {some(strangers)}. Only {{name: tensor}} or "
+            "{'model': {name: tensor}} can be converted, of plain tensors"
         )
+    # A few bytes can stand for any number of equal values.
+    size = sum(value.numel() * value.element_size() for value in content.values())
+    if size > MOST_SHARED * source.stat().st_size:
+        raise UserError(f"{source}: its tensors are {size} bytes, far more than the file has")
     return content
 
 

@@ -9,7 +9,6 @@ for each row:      rows.py: the methods of its name, and candidates where settin
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from sdfp import (
 from sdfp.methods.registry import METHODS
 from sdfp.models.registry import BACKBONES
 from sdfp.preparation import Prepared, prepare
-from sdfp.results import Results
+from sdfp.results import Results, earlier
 from sdfp.rows import Row
 from sdfp.settings import Experiment
 from sdfp.types import Params, UserError
@@ -97,7 +96,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         input = context.target.data.input
         init = initial.kept(start, settings, context.place, input)
         del start, prepared  # the source's data, and the weights as they were read
-        results = Results(context, init.record, earlier=hosts.decide(lambda: _earlier(workdir)))
+        results = Results(context, init.record, earlier=hosts.decide(lambda: earlier(workdir)))
         if not results.earlier:  # what is run can be seen from the start
             results.write(complete=False)
         plain = Row("finetune", settings)
@@ -119,11 +118,6 @@ def _prepared(
     parallel.keep_programs(settings.run.compilation_cache)
     with lock.held(workdir), signals.handled(), precision.context():
         yield prepare(settings, groups, workdir, precision, wish.pretrain_seeds), groups
-
-
-def _earlier(workdir: Path) -> dict[str, Any]:
-    path = workdir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def refuse_failed(results: Mapping[str, Any]) -> None:

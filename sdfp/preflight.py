@@ -1,5 +1,6 @@
 """What is loaded and checked before any training: mistakes are told before hours are spent."""
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ def check_workdir(workdir: Path) -> None:
     Raises:
         UserError: it cannot be saved, or is not what was saved.
     """
-    trial, tree = workdir / "trial", {"trial": np.arange(3, dtype=np.float32)}
+    # A name of our own: what is there under it is deleted.
+    trial, tree = workdir / f".sdfp_trial_{os.getpid()}", {"trial": np.arange(3, dtype=np.float32)}
     try:
         checkpoint.save(trial, tree, {})
         checkpoint.restore(trial, like=tree)

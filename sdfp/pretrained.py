@@ -6,7 +6,6 @@ hold code and is therefore never opened here.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sdfp import checkpoint, hub_folder
+from sdfp import checked, checkpoint, hub_folder
 from sdfp.types import Key, Params, UserError, one_line, some
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 INDEX = "model.safetensors.index.json"
+AGAIN = "get it again, or put the one there that belongs to the weights"
 ALLOWED = ["*.safetensors", INDEX, "config.json", "preprocessor_config.json"]
 
 
@@ -91,9 +91,14 @@ def open_weights(weights: str, revision: str = "") -> Weights:
     else:
         folder = path if path.is_dir() else hub_folder.download(weights, revision, ALLOWED)
         files = _files_of(folder, weights)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors.update(_read_tensors(file))
+        own = _read_tensors(file)
+        if twice := sorted(tensors.keys() & own.keys()):
+            raise UserError(f"{file}: {some(twice)} is in another file of {folder}, too: keep one")
+        tensors |= own
+    if not tensors:
+        raise UserError(f"{files[0]}: no tensor in it; {AGAIN}")
     config = folder / "config.json"
     return Weights(
         path=str(path if path.exists() else folder),
@@ -119,7 +124,7 @@ def load(weights: Weights, backbone, key: Key, missing_decoder: str) -> tuple[Pa
         UserError: names the tensors that are missing, of another shape, unknown or not finite.
     """
     found, renaming = _rename(weights, backbone, head=False)
-    missing = _check_values(found, jax.eval_shape(backbone.init, key), weights.path)
+    missing = _check_values(found, _expected(backbone, 0), weights.path)
     no_decoder = "decoder" not in found and any(name.startswith("decoder/") for name in missing)
     if no_decoder and missing_decoder != "scratch":
         raise UserError(
@@ -159,10 +164,26 @@ def load_classifier(weights: Weights, backbone, classes: int) -> Params:
     if renaming.notes:
         # Fine-tuning adapts to resized positions; here they would silently change predictions.
         raise UserError(f"{weights.path}: {renaming.notes[0]}: not the image size of config.json")
-    fresh = lambda key: backbone.add_head(backbone.init(key), classes, key)
-    expected = jax.eval_shape(fresh, jax.random.key(0))
-    _refuse_unfilled(_check_values(found, expected, weights.path), renaming, weights.path)
+    missing = _check_values(found, _expected(backbone, classes), weights.path)
+    _refuse_unfilled(missing, renaming, weights.path)
     return jax.tree.map(_float32, found)
+
+
+def check_fit(params: Params, backbone, classes: int, path: str) -> None:
+    """Whether these are the parameters of a backbone, all of them, and finite. Raises UserError.
+
+    Args:
+        classes: of its head; 0 where it has a decoder.
+        path: of what says which backbone it is, for messages.
+    """
+    if missing := _check_values(params, _expected(backbone, classes), path):
+        raise UserError(f"{path}: the parameters beside it lack {some(missing)}")
+
+
+def _expected(backbone, classes: int) -> Any:
+    """The shapes of all parameters; with a head where there are classes."""
+    headed = lambda params, key: backbone.add_head(params, classes, key) if classes else params
+    return jax.eval_shape(lambda key: headed(backbone.init(key), key), jax.random.key(0))
 
 
 def _rename(weights: Weights, backbone, head: bool) -> tuple[dict[str, Any], Any]:
@@ -201,10 +222,12 @@ def _files_of(folder: Path, weights: str) -> list[Path]:
     """The safetensors files of one model, in the order of their names."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).exists():
-        shards = read_json(folder / INDEX).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
-        absent = sorted(names - {file.name for file in files})
-        if absent or not names:
+        index = checked.read_json(folder / INDEX, AGAIN, {"weight_map": {str: str}})
+        names = set(index["weight_map"].values())
+        if not names:
+            raise UserError(f"{folder / INDEX}: damaged: it names no shard; {AGAIN}")
+        # Only files of this folder: a name like ../other.safetensors is none of them.
+        if absent := sorted(names - {file.name for file in files}):
             raise UserError(f"{folder / INDEX} names shards that are not there: {some(absent)}")
         return [file for file in files if file.name in names]
     if not files:
@@ -231,21 +254,37 @@ def _pickle_only(path: Path) -> str:
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:
-        # AttributeError: a number format that numpy does not have, such as float8.
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {one_line(error)}") from None
+    except (safetensors.SafetensorError, AttributeError, ValueError) as error:
+        # AttributeError: a number format that numpy does not have, such as float8. ValueError: an
+        # array without elements whose other sides are too long for numpy.
         raise UserError(
-            f"{file}: not a whole safetensors file (cut short?): {one_line(error)}"
+            f"{file}: not a whole safetensors file ({_impostor(file)}): {one_line(error)}"
         ) from None
 
 
+def _impostor(file: Path) -> str:
+    """What it may be instead, and what to do."""
+    with file.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    found = (told for known, told in IMPOSTORS.items() if start.startswith(known))
+    return next(found, "cut short? get it again")
+
+
+_PICKLE = "a pickle: see `python -m sdfp.convert_pth --help`"
+IMPOSTORS = {
+    b"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull` in its repository",
+    b"pk\x03\x04": "a pickle or a zip: see `python -m sdfp.convert_pth --help`",
+    **dict.fromkeys((b"\x80\x02\x8a", b"\x80\x02}", b"\x80\x04\x95", b"\x80\x05\x95"), _PICKLE),
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "a web page: get the file itself"),
+}
+"""How other files begin that are found under such a name, in lower case."""
+
+
 def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON: {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return value
+    """A config.json and the like."""
+    return checked.read_json(file, AGAIN)
 
 
 def _digest(files: Iterable[Path]) -> str:

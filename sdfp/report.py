@@ -141,14 +141,20 @@ class StageLog(contextlib.AbstractContextManager):
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
     """The lines of a stage's metrics.jsonl, in order; of probes and of steps. One that is in the
-    making, or was cut by a kill, is left out."""
-    path, lines = directory / METRICS, []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            if isinstance(line, dict) and "step" in line:
-                lines.append(line)
-    return lines
+    making, was cut by a kill or damaged by a disk, is left out."""
+    path = directory / METRICS
+    texts = path.read_text(errors="replace").splitlines() if path.is_file() else ()
+    return [line for line in map(_parsed, texts) if line]
+
+
+def _parsed(text: str) -> dict[str, float]:
+    """A line of metrics; empty where it is not a whole one."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(line, dict) and "step" in line
+    return line if whole and all(isinstance(v, int | float) for v in line.values()) else {}
 
 
 def _duration(seconds: float) -> str:
@@ -161,10 +167,10 @@ def _continue_jsonl(path: Path, done: int):
     """Opens a metrics file after its last line that the checkpoint at step `done` knows."""
     kept = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
-                if done and json.loads(line)["step"] <= done:
-                    kept.append(line + "\n")
+        for text in path.read_text(errors="replace").splitlines():
+            line = _parsed(text)
+            if done and line and line["step"] <= done:
+                kept.append(text + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)  # whole or not at all: a second kill must not lose the first part

@@ -3,14 +3,32 @@
 import dataclasses
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from sdfp import checkpoint, hosts, report
+from sdfp import checked, checkpoint, hosts, report
 from sdfp.rows import Row
 from sdfp.stages import Context
 from sdfp.types import UserError, WorkdirError, one_line
+
+NAME = "results.json"
+
+
+def earlier(workdir: Path) -> dict[str, Any]:
+    """What an earlier run left in results.json; empty where there was none.
+
+    A damaged one is told and set aside: all that a run needs is in the stages.
+    """
+    path = workdir / NAME
+    try:
+        return checked.read_results(path) if path.exists() else {}
+    except UserError as error:
+        aside = path.with_name(NAME + ".damaged")
+        path.replace(aside)
+        report.say(f"warning: {error}. It is set aside as {aside.name}")
+        return {}
 
 
 @dataclasses.dataclass
@@ -54,7 +72,7 @@ class Results:
             "failed": self.failed,
             "summary": report.summary(entries),
         }
-        checkpoint.write_json(context.place.workdir / "results.json", results)
+        checkpoint.write_json(context.place.workdir / NAME, results)
         return results
 
     def _awaited(self, earlier: dict[str, Any]) -> bool:
@@ -63,7 +81,7 @@ class Results:
         if (
             earlier["method"] not in settings.methods
             or earlier["seed"] not in settings.seeds
-            or earlier["split"] != settings.evaluate_on
+            or earlier.get("split") != settings.evaluate_on
         ):
             return False
         for new in [*self.entries, *self.failed]:

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdfp import checkpoint, pretrained
+from sdfp import checked, checkpoint, pretrained
+from sdfp.data import inputs
+from sdfp.models import hub_config
 from sdfp.models.interface import Card, Family
 from sdfp.models.registry import BACKBONES
-from sdfp.train.kept import MODEL
+from sdfp.train.kept import CARD, MODEL
 from sdfp.types import Params, UserError, one_line
 
 DESCRIPTION = (
@@ -64,21 +66,31 @@ def open_stage(workdir: Path, stage: str) -> Trained:
         listed = ", ".join(finished) or "none"
         raise UserError(f"{workdir}: no finished stage {stage!r}; finished are: {listed}")
     directory = workdir / "stages" / stage
+    family, card = _read_card(directory / MODEL)
     try:
         params, _ = checkpoint.restore(directory / "final")
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"{one_line(error)}. Delete {directory} and run it again") from error
-    content = pretrained.read_json(directory / MODEL)
+    backbone = family.make(card.settings, jnp.float32)
+    pretrained.check_fit(params, backbone, len(card.class_names), str(directory / MODEL))
+    return Trained(str(directory), family, card, params)
+
+
+def _read_card(path: Path) -> tuple[Family, Card]:
+    """A model.json: the inverse of `to_json`. No digest tells whether it is what was written."""
+    advice = "delete it and run the same training command once more: it is written again"
+    content = checked.read_json(path, advice, CARD)
     try:
         family = BACKBONES[content["family"]]
-        settings = family.settings(**content["settings"], **family.settings.PORTABLE)
-        card = Card(settings, content["input"], tuple(content["class_names"]))
-    except (KeyError, TypeError) as error:
+        values = hub_config.fields(family.settings, content["settings"], {}, path.name)
+        settings = family.settings(**values, **family.settings.PORTABLE)
+        card = Card(settings, inputs.checked_input(content["input"]), tuple(content["class_names"]))
+        family.check_input(settings, card.input, "data")
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(
-            f"{directory / MODEL}: not of this version ({error}): run the same training command "
-            "once more, it is written again"
+            f"{path}: damaged, or not of this version ({one_line(error)}); {advice}"
         ) from None
-    return Trained(str(directory), family, card, params)
+    return family, card
 
 
 def stages(workdir: Path) -> list[str]:
@@ -102,8 +114,8 @@ def default_classifier(workdir: Path) -> str:
     """
     tuned = [stage for stage in stages(workdir) if stage.startswith("finetune/")]
     results = workdir / "results.json"
-    entries = pretrained.read_json(results)["results"] if results.exists() else []
-    entries = [entry for entry in entries if entry["stage"] in tuned]
+    entries = checked.read_results(results).get("results", ()) if results.exists() else ()
+    entries = [entry for entry in entries if entry.get("stage") in tuned]
     if not entries:
         listed = ", ".join(tuned) or "none is fine-tuned yet"
         raise UserError(f"{workdir}: name a fine-tuned model with --stage ({listed})")

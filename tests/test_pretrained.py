@@ -189,7 +189,7 @@ def test_files_that_are_broken_or_absent(folder):
     with refuses("config.json", "JSON"):
         load(folder)
     (folder / "config.json").write_text("[]")
-    with refuses("config.json", "JSON object"):
+    with refuses("config.json", "no object", "get it again"):
         load(folder)
     with refuses("empty"):
         load("")
@@ -216,7 +216,7 @@ def test_pickles_are_refused_with_the_command_to_convert(tmp_path):
 
 def test_hub_failures_are_one_line(monkeypatch, folder):
     hub = pytest.importorskip("huggingface_hub")
-    errors = hub.errors
+    errors = pytest.importorskip("huggingface_hub.errors")  # hub has it once it was imported
     # The hub's HTTP library changes its name between versions.
     http = sys.modules[errors.HfHubHTTPError.__bases__[0].__module__.split(".")[0]]
 

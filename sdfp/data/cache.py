@@ -134,7 +134,7 @@ def _open(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str
         expected = beside["sha256"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError):
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError):
         return None
     if images.shape != shape or images.dtype != np.uint8 or _checksum(images) != expected:
         return None

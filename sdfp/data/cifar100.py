@@ -5,7 +5,6 @@ cut within the next, the same from the files and from TFDS's `cifar100`. Images 
 pixels in memory and are enlarged within the compiled step (49 times less memory at 224).
 """
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdfp.data import images, layout, tfds
+from sdfp import checked
+from sdfp.data import cache, images, layout, tfds
 from sdfp.data.interface import Dataset, Download, Split
 from sdfp.settings import Data
 from sdfp.types import UserError, one_line
 
 PUBLISHED = (50_000, 10_000)
 CLASSES = 100
+MAX_BYTES = 2**29
+"""Of a file; the largest has 155 MB."""
 SHAPE = (32, 32, 3)
 ABOUT = (
     "cifar-100-python holds train, test and meta; get it with `python -m sdfp.data.fetch cifar100 "
@@ -80,7 +82,9 @@ def parse(file: Path, name: str) -> Split:
         raise UserError(f"{file}: expected uint8 data [n, 3072] and n fine_labels")
     wrong = [(i, label) for i, label in enumerate(labels) if label not in range(CLASSES)]
     if wrong:
-        raise UserError(f"{file}: image {wrong[0][0]} has the label {wrong[0][1]!r}, outside 0..99")
+        raise UserError(
+            f"{file}: image {wrong[0][0]} has the label {checked.shown(wrong[0][1])}, outside 0..99"
+        )
     pixels = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # channel-major in the file
     return _split(np.ascontiguousarray(pixels), labels, name)
 
@@ -149,6 +153,15 @@ class _DataOnly(pickle._Unpickler):
         KNOWN[f"{core}.multiarray", "_reconstruct"] = _Array
         KNOWN[f"{core}.numeric", "_frombuffer"] = _from_buffer
 
+    def load_build(self) -> None:
+        # On anything else it would set attributes, of our own functions too.
+        found = self.stack[-2]  # pyright: ignore
+        if not isinstance(found, _Array | _Dtype):
+            raise pickle.UnpicklingError(f"it asks to change a {type(found).__name__}")
+        super().load_build()  # pyright: ignore
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # pyright: ignore
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -162,8 +175,12 @@ def read_pickle(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, is cut short, or holds anything else.
     """
     try:
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{file}: not a file of CIFAR-100: it has {size} bytes")
         with file.open("rb") as opened:
             content = _DataOnly(opened, encoding="latin1").load()
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except Exception as error:  # damaged pickles end in many kinds of errors
@@ -181,8 +198,11 @@ def _from_tfds(data_dir: str) -> tuple[Split, Split, tuple[str, ...], str]:
     for part in ("train", "test"):
         examples, source, names = tfds.read("cifar100", part, data_dir)
         examples = sorted(examples, key=lambda example: example.features["id"])
-        pixels = [np.asarray(Image.open(io.BytesIO(e.image.read()))) for e in examples]
-        splits.append(_split(np.stack(pixels), [e.features["label"] for e in examples], part))
+        decoded = cache.decode_all([e.image for e in examples], SHAPE[0], SHAPE[2], "")
+        if decoded.broken:
+            row, why = next(iter(decoded.broken.items()))
+            raise UserError(f"{source}: {part} record {row} is broken ({why}); prepare it again")
+        splits.append(_split(decoded.images, [e.features["label"] for e in examples], part))
     return splits[0], splits[1], names, source
 
 

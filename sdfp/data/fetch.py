@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sdfp import cli
+from sdfp import checked, cli
 from sdfp.data import unpack
 from sdfp.data.interface import Download
 from sdfp.data.registry import DATASETS
@@ -57,8 +57,8 @@ class _Item:
     def recorded(self, record: Path) -> list[str] | None:
         """The entries in a record of this very download; None: no record, or a kill cut it."""
         try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            content = checked.read_json(record, "", {"entries": [str], "download": list})
+        except UserError:
             return None
         return content["entries"] if content["download"] == list(self.download) else None
 

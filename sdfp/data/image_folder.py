@@ -130,13 +130,21 @@ def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
         with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = csv.DictReader(opened, skipinitialspace=True)
-            missing = set(columns) - set(rows.fieldnames or ())
+            names = rows.fieldnames or ()
+            missing = set(columns) - set(names)
             if missing:
                 raise UserError(
                     f"{file}, line 1: no column {' and '.join(sorted(missing))}; the first line "
                     f"must name the columns {' and '.join(columns)}, separated by commas"
                 )
+            if twice := [name for name in columns if names.count(name) > 1]:
+                raise UserError(f"{file}, line 1: {names.count(twice[0])} columns {twice[0]}")
             for row in rows:
+                if None in row:  # what DictReader has no name for
+                    raise UserError(
+                        f"{file}, line {rows.line_num}: more fields than the first line names; put "
+                        'double quotes around a value that holds a comma ("a, b")'
+                    )
                 where, values = f"{file}, line {rows.line_num}", [row[name] for name in columns]
                 if not all(value and value.strip() for value in values):
                     raise UserError(f"{where}: empty {' or '.join(columns)}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdfp import checked
 from sdfp.data import cache, image_folder, pixels, text_file, texts, tokenizer
 from sdfp.data.interface import Split
 from sdfp.data.text_files import Document
@@ -42,6 +43,24 @@ class Kind(NamedTuple):
     show: Callable
     """(Dataset.input, Split, positions) -> what a person sees of these examples: a PIL image each,
     as stored, or the text as far as the model reads it."""
+
+
+def checked_input(input: Mapping[str, Any]) -> dict[str, Any]:
+    """A `Dataset.input` that was read from a file, as far as its shape goes. Raises UserError."""
+    checked.one_of("input.kind", input["kind"], SHAPES)
+    if wrong := checked.misfit(input, SHAPES[input["kind"]], "input"):
+        raise UserError(wrong)
+    return dict(input)
+
+
+SHAPES: dict[str, Any] = {
+    "image": {
+        **{"image_size": int, "channels": int},
+        **{"mean": [checked.NUMBER], "std": [checked.NUMBER]},
+    },
+    "text": {"max_length": int, "vocab_size": int, "special": {str: int}, "tokenizer": dict},
+}
+"""By kind, see `checked.misfit`."""
 
 
 # --- images

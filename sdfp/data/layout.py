@@ -102,7 +102,8 @@ def listing(
         published: how many training and test images the whole data set has.
 
     Raises:
-        UserError: a class that `names` does not have, or an image that stands there twice.
+        UserError: a class that `names` does not have, an image that stands there twice, or one
+            outside of the folder.
     """
     rows = sorted(rows, key=lambda row: row.id)
     for row, following in itertools.pairwise(rows):
@@ -110,6 +111,8 @@ def listing(
             sides = {"train" if each.train else "test" for each in (row, following)}
             where = " and in ".join(sorted(sides, reverse=True))
             raise UserError(f"{source}: {row.id} is listed twice, in {where}: remove one line")
+    if out := [row.id for row in rows if row.id.startswith("/") or ".." in row.id.split("/")]:
+        raise UserError(f"{source}: {out[0]} leads out of the folder")
     if unknown := [row for row in rows if row.key not in names]:
         raise UserError(f"{source}: {unknown[0].id} has the unknown class {unknown[0].key!r}")
     present = {row.key for row in rows}

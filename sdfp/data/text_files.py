@@ -180,13 +180,17 @@ def _read(file: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     try:
-        return data.decode("utf-8-sig")  # editors put a byte order mark before the first line
+        text = data.decode("utf-8-sig")  # editors put a byte order mark before the first line
     except UnicodeDecodeError as error:
         # error.object is what follows a byte order mark, which holds no line end.
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{file}, line {line}: not UTF-8 ({error.reason}): save it as such"
         ) from None
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise UserError(f"{file}, line {line}: a null character; is it UTF-16? Save it as UTF-8")
+    return text
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

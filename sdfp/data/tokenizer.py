@@ -235,7 +235,7 @@ def _read(file: Path) -> str:
 def _read_vocab(file: Path) -> dict[str, int]:
     try:
         vocab = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON: {one_line(error)}") from None
     if not isinstance(vocab, dict) or any(type(number) is not int for number in vocab.values()):
         raise UserError(f"{file}: not a JSON object of entries and their numbers")

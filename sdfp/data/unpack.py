@@ -1,18 +1,31 @@
 """Extracts a downloaded archive, without trusting it."""
 
+import errno
+import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from sdfp.types import UserError, one_line
 
 MAX_RATIO = 20  # an archive that holds more than so many times its size is a bomb, not pictures
 MAX_MEMBERS = 1_000_000
+MAX_READ = 1 << 20
+"""Bytes of a tar's header, which is read in one piece: names, not pictures."""
 # What the libraries raise for a file that is no whole archive, or one that they cannot read.
-_LIBRARIES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+_LIBRARIES = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(RuntimeError, ValueError, KeyError, OverflowError),
+)
+# What the disk says of members that no disk could hold: a file within a file, a name too long.
+_IMPOSSIBLE = (
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP),
+)
 
 
 class Damaged(Exception):
@@ -26,14 +39,14 @@ def unpack(archive: Path, folder: Path, *, zipped: bool) -> list[str]:
         The entries of the top level.
 
     Raises:
-        Damaged: cut short, or a checksum does not fit.
+        Damaged: cut short, empty, a checksum does not fit, or members that exclude each other.
         UserError: a member that leads out of the folder, or far more than pictures would be.
     """
     try:
         return (_unzip if zipped else _untar)(archive, folder)
     except (*_LIBRARIES, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's, not the archive's
-            raise
+        if isinstance(error, OSError) and error.errno and error.errno not in _IMPOSSIBLE:
+            raise  # the disk's, not the archive's
         raise Damaged(f"cannot be extracted: {one_line(error)}") from None
 
 
@@ -51,14 +64,31 @@ def _unzip(archive: Path, folder: Path) -> list[str]:
 def _untar(archive: Path, folder: Path) -> list[str]:
     if not hasattr(tarfile, "data_filter"):
         raise UserError("extracting safely needs Python 3.11.4 or newer")
-    with tarfile.open(archive, "r:*") as opened:  # by content: DTD's tar.gz is a plain tar
+    with archive.open("rb") as raw:  # by content: DTD's tar.gz is a plain tar
+        compressed = raw.read(2) == b"\x1f\x8b"
+    with (
+        gzip.open(archive) if compressed else archive.open("rb") as stream,
+        tarfile.open(fileobj=cast(Any, _InPieces(stream)), mode="r:") as opened,
+    ):
         # Stricter than "data", which let chains of links through ".." out (CVE-2025-4517).
         facts = ((m, m.name, m.size, m.isdev() or _leads_out(m.linkname)) for m in opened)
         members, entries = _plan(archive, facts)
-        while opened.fileobj and opened.fileobj.read(2**16):
+        while stream.read(2**16):
             pass  # up to gzip's checksum, which tarfile does not reach
         opened.extractall(folder, members, filter="data")
     return entries
+
+
+class _InPieces:
+    """A file for tarfile, which believes headers that say they are gigabytes long."""
+
+    def __init__(self, file: Any):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
 
 
 def _leads_out(name: str) -> bool:
@@ -87,4 +117,6 @@ def _plan(archive: Path, facts: Iterable[tuple]) -> tuple[list, list[str]]:
         if parts and not mac:
             wanted.append(member)
             entries.add(parts[0])
+    if not entries:
+        raise Damaged("there is nothing in it")
     return wanted, sorted(entries)

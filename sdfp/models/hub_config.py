@@ -9,15 +9,26 @@ from sdfp.types import UserError
 
 MOST = 1 << 24
 """A size above this is no model's, and its arithmetic might not fit int32."""
+MOST_OF: dict[str, int] = {
+    **dict.fromkeys(("depth", "decoder_depth"), 1 << 12),
+    **dict.fromkeys(("dim", "decoder_dim"), 1 << 16),
+}
+"""Of what lists and arrays are made before the weights are looked at."""
 
 
-def fields(settings: type, values: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, Any]:
+def fields(
+    settings: type,
+    values: Mapping[str, Any],
+    entries: Mapping[str, str],
+    file: str = "config.json",
+) -> dict[str, Any]:
     """The values, where they are such as a family's settings allow.
 
     Args:
         settings: the dataclass.
         values: by its fields.
-        entries: what config.json calls them, where that is another name.
+        entries: what the file calls them, where that is another name.
+        file: for messages.
 
     Raises:
         UserError: names the entry whose value is of another type or out of range.
@@ -26,10 +37,11 @@ def fields(settings: type, values: Mapping[str, Any], entries: Mapping[str, str]
     limits = {field.name: field.metadata for field in dataclasses.fields(settings)}
     found = {}
     for name, value in values.items():
-        entry = f"config.json: {entries.get(name, name)}"
+        entry = f"{file}: {entries.get(name, name)}"
         found[name] = checked.scalar(kinds[name], limits[name], value, entry)
-        if value > MOST:
-            raise UserError(f"{entry}: must be at most {MOST}; got {value!r}")
+        most = MOST_OF.get(name, MOST)
+        if isinstance(value, int | float) and value > most:
+            raise UserError(f"{entry}: must be at most {most}; got {checked.shown(value)}")
     return found
 
 

@@ -64,8 +64,7 @@ def from_torch(
         UserError: a block's tensor has no place here (more layers, another architecture), two
             tensors claim one place, a masked-token head that is not tied to the embeddings.
     """
-    if settings.depth > len(tensors):  # before lists of that length are made
-        raise UserError(f"config.json says {settings.depth} layers, too many for these tensors")
+    torch_names.check_sizes(tensors, settings.depth, settings.dim)
     parts = ("encoder", "head" if head else "decoder")
     slots = [slot for slot in _slots(settings) if slot.path[0] in parts]
     places = {name: slot for slot in slots for name in slot.names}

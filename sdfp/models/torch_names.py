@@ -37,6 +37,18 @@ def bare(name: str) -> str:
     return name.removeprefix("module.").removeprefix("model.")
 
 
+def check_sizes(tensors: Mapping[str, np.ndarray], layers: int, width: int) -> None:
+    """Refuses sizes that are not of these tensors, before lists and arrays of them are made.
+
+    Raises:
+        UserError: more layers than tensors, or a width that no tensor has.
+    """
+    if layers > len(tensors):
+        raise UserError(f"config.json says {layers} layers, too many for these tensors")
+    if width > max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0):
+        raise UserError(f"config.json says a hidden size of {width}, which no tensor here has")
+
+
 def floats(tensor: np.ndarray, name: str) -> np.ndarray:
     """The tensor as float32; UserError where it holds no floating point numbers."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):

@@ -22,6 +22,8 @@ ENCODER = {
 DECODER = {f"decoder_{ours}": f"decoder_{ENCODER[ours]}" for ours in list(ENCODER)[2:6]}
 # The original repository's sizes: heads cannot be read from the shapes.
 HEADS_OF_WIDTH = {768: 12, 1024: 16, 1280: 16}
+MOST_POSITIONS = 1 << 26
+"""Values of position embeddings: ten times those of the largest published models."""
 
 
 def read_config(
@@ -71,7 +73,13 @@ def whole_settings(config: Mapping[str, Any]) -> Settings:
         "dropout_pretrain": 0.0,
         "dropout_finetune": 0.0,
     }
-    return Settings(**_checked(values), **Settings.PORTABLE)
+    settings = Settings(**_checked(values), **Settings.PORTABLE)
+    if settings.patches * max(settings.dim, settings.decoder_dim) > MOST_POSITIONS:
+        raise UserError(
+            f"config.json: image_size {settings.image_size} with patch_size {settings.patch_size} "
+            f"makes {settings.patches} patches, too many for position embeddings"
+        )
+    return settings
 
 
 def write_config(settings: Settings, class_names: Sequence[str], masked: bool) -> dict[str, Any]:

@@ -67,8 +67,10 @@ def from_torch(
         UserError: a block's tensor has no place here (more layers, another architecture), two
             tensors claim one place, position embeddings are not of a square grid.
     """
-    if settings.depth > len(tensors):  # before lists of that length are made
-        raise UserError(f"config.json says {settings.depth} layers, too many for these tensors")
+    torch_names.check_sizes(tensors, settings.depth, settings.dim)
+    decoder = {n: t for n, t in tensors.items() if torch_names.bare(n).startswith("decoder")}
+    if decoder:
+        torch_names.check_sizes(decoder, settings.decoder_depth, settings.decoder_dim)
     tensors = _without_fused_projections(tensors)
     parts = ("encoder", "head" if head else "decoder")
     slots = [slot for slot in _slots(settings) if slot.path[0] in parts]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import comparison, rendering, table_notes
+from sdfp import checked, comparison, rendering, table_notes
 from sdfp.comparison import Run
 from sdfp.page import verdicts
-from sdfp.page.stages import Stage, manifest
+from sdfp.page.stages import ADVICE, Stage, manifest
 from sdfp.rendering import NAMES, NOTHING, Table
 
 LEFT_OUT = "left out "
@@ -100,7 +100,7 @@ def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
     }
     lists = [(told, init[key]) for key, told in titles.items() if init.get(key)]
     identity = workdir / "stages" / "init" / "identity.json"
-    known = json.loads(identity.read_text()) if identity.is_file() else {}
+    known = checked.read_json(identity, ADVICE) if identity.is_file() else {}
     return Start(lines, known.get("weights") or "", lists)
 
 

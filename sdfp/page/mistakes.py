@@ -1,7 +1,6 @@
 """What a fine-tuned model gets wrong: confusion matrix, recall, the worst mistakes."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdfp import checked
 from sdfp.comparison import Run
 from sdfp.page import pictures, verdicts
 from sdfp.rendering import NAMES
@@ -163,7 +163,9 @@ def _matrix_picture(share: np.ndarray) -> str:
 def worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
     """`Judged.worst` and `Judged.shown` of a stage. Older ones have predictions.csv only."""
     path = directory / kept.LIST
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    shape = [{"id": str, "label": str, "predicted": str, "probability": checked.NUMBER}]
+    advice = f"delete {directory}/evaluation.json and run the same command: it measures again"
+    found = checked.read_json(path, advice, shape) if path.is_file() else []
     if not withheld and any({"text", "image"} & mistake.keys() for mistake in found):
         return [mistake | _picture_of(directory, mistake) for mistake in found], "kept"
     return _of_predictions(directory / "predictions.csv"), "withheld" if withheld else "unknown"

@@ -1,14 +1,15 @@
 """Which stages a work directory has, finished or not, and what their metrics.jsonl says."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import checkpoint, report
+from sdfp import checked, checkpoint, report
 from sdfp.train import probe
+
+ADVICE = "run the command of its work directory again: it says what to do"
 
 FINETUNING = re.compile(r"(finetune/.+)/seed_[^/]+|(teacher/finetune[^/]*)", re.DOTALL)
 
@@ -82,7 +83,8 @@ def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
 def manifest(directory: Path) -> Mapping[str, Any]:
     """Of a finished stage: `facts` about it, `arrays` and their shapes; empty of any other."""
     path = directory / "final" / checkpoint.MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {}
+    shape = {"facts?": dict, "arrays?": {str: {"shape": [int]}}}
+    return checked.read_json(path, ADVICE, shape) if path.is_file() else {}
 
 
 def _read(directory: Path, name: str, known: Mapping[str, Any] | None) -> Stage:
@@ -125,7 +127,8 @@ def _steps(directory: Path, record: Mapping[str, Any]) -> int | None:
     if "steps" in record:
         return record["steps"]
     path = directory / "identity.json"
-    return json.loads(path.read_text()).get("recipe.steps") if path.is_file() else None
+    known = checked.read_json(path, ADVICE, {"recipe.steps?": int}) if path.is_file() else {}
+    return known.get("recipe.steps")
 
 
 def terms(stage: Stage) -> list[str]:

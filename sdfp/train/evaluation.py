@@ -1,7 +1,6 @@
 """What a fine-tuned model is worth: metrics, predictions, confusion matrix."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sdfp import checkpoint, hosts, report
+from sdfp import checked, checkpoint, hosts, report
 from sdfp.data import loading
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
 from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
 from sdfp.train import loop, mistakes
-from sdfp.types import Params
+from sdfp.types import Params, UserError
 
 METRICS = frozenset({"accuracy", "micro_f1", "macro_f1"})
+MEASURED = METRICS | {"loss", "train_accuracy", "train_loss"}
+"""What results.json has of an evaluation."""
 
 
 @functools.cache
@@ -102,9 +103,9 @@ def evaluate(
         augmentation as train_accuracy, train_loss, ...
     """
     path = directory / "evaluation.json"
-    known = hosts.decide(lambda: _known(path))
+    known = hosts.decide(lambda: _known(path, {"metrics": {str: checked.NUMBER}}))
     if known:
-        if known["identity"] == identity and known["metrics"].keys() >= METRICS:
+        if known["identity"] == identity and known["metrics"].keys() >= MEASURED:
             return known["metrics"]
         report.say(f"{directory}: measured again: other held-out data, class names or metrics")
     devices = how["devices"]
@@ -126,9 +127,14 @@ def evaluate(
     return metrics
 
 
-def _known(path: Path) -> dict[str, Any] | None:
-    """What was measured before."""
-    return json.loads(path.read_text()) if path.exists() else None
+def _known(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
+    """What was measured before; None where nothing was, or its file is damaged, which is told."""
+    try:
+        what = {"identity": dict, **shape}
+        return checked.read_json(path, "it is measured again", what) if path.exists() else None
+    except UserError as error:
+        report.say(f"warning: {error}")
+        return None
 
 
 MASKS = 0
@@ -148,7 +154,7 @@ def masked_loss(
         how: `backbone`, `prepare`, `devices`, `rows` and `resident_gb`.
     """
     path, identity = directory / "masked_loss.json", {"params": digest, "data": fingerprint}
-    known = hosts.decide(lambda: _known(path))
+    known = hosts.decide(lambda: _known(path, {"value": checked.NUMBER}))
     if known and known["identity"] == identity:
         return known["value"]
     devices = how["devices"]

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import checkpoint, hosts, report, signals
-from sdfp.types import Params, WorkdirError
+from sdfp import checked, checkpoint, hosts, report, signals
+from sdfp.types import Params, UserError, WorkdirError
 
 MODEL = "model.json"
+CARD = {"family": str, "settings": dict, "input": {"kind": str}, "class_names": [str]}
+"""Its shape, see `checked.misfit`."""
 
 
 class Outcome(NamedTuple):
@@ -84,9 +86,12 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_names(path: Path) -> list[str] | None:
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text()).get("class_names") if path.exists() else None
-    except (ValueError, AttributeError):  # damaged: it is written again
+        return checked.read_json(path, "it is written again", CARD)["class_names"]
+    except UserError as error:
+        report.say(f"warning: {error}")
         return None
 
 
@@ -112,12 +117,12 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
 
 
 def _known(path: Path) -> dict[str, Any]:
+    # The checkpoints hold a digest of it: whose they are is still checked without this file.
+    advice = "delete this file: it is written again, and the checkpoints beside it are kept"
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise WorkdirError(
-            f"{path}: damaged ({error}). Delete {path.parent} to train this stage again"
-        ) from None
+        return checked.read_json(path, advice)
+    except UserError as error:
+        raise WorkdirError(str(error)) from None
 
 
 def check_known(directory: Path, identity: Mapping[str, Any]) -> None:
