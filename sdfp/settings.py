@@ -113,6 +113,7 @@ class Run:
     resident_gb: float = number(0)
     pictures: int = number(0)
     probe_every: int = number(0)
+    max_skipped: int = number(0)
     masked_loss: bool
     tensorboard: bool
     compilation_cache: str

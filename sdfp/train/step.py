@@ -41,6 +41,9 @@ def train_step(
     A mean of per-device or per-micro-batch means would weigh the examples of an uneven
     batch unequally; here every term has the same global count.
 
+    Where the objective or the gradient's norm is not finite, the step is skipped: parameters and
+    optimiser state stay as they are, bit for bit, and only `state.step` goes on.
+
     Args:
         frozen: parameters that are read and never trained (a teacher), an explicit argument:
             closing over them would bake them into the compiled program.
@@ -54,7 +57,7 @@ def train_step(
 
     Returns:
         The next state and {term: mean, "loss": objective, "grad_norm": global norm over all
-        parameters, frozen ones included, "examples": sum of the weights}.
+        parameters, frozen ones included, "examples": sum of the weights, "skipped": 1 or 0}.
     """
     prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
     count = parallel.total(jnp.sum(batch["weight"]), axis_name)
@@ -71,10 +74,16 @@ def train_step(
 
     local = _sum_of_gradients(objective, state.params, batch)
     gradient, metrics = parallel.total(local, axis_name)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient), "examples": count}
+    def update() -> tuple[Any, Any]:
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    # A branch: selecting leaf by leaf would hold old and new state side by side.
+    params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
+    metrics = {**metrics, "grad_norm": norm, "examples": count, "skipped": 1.0 - finite}
     return State(state.step + 1, params, opt_state), metrics
 
 
