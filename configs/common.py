@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
         {
             "backend": "jit",  # jit | pmap
             "devices": 0,  # how many; 0 = all
+            # For models whose training state is too large for one device: each keeps a part of
+            # parameters and optimiser state, and is sent the other parameters for each step.
+            "fsdp": False,
         }
     )
     config.run = run()

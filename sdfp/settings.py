@@ -100,6 +100,7 @@ class Parallel:
 
     backend: str = choice("jit", "pmap")
     devices: int = number(0)
+    fsdp: bool
 
 
 @dataclass(frozen=True, kw_only=True)

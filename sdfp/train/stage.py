@@ -120,8 +120,8 @@ def _train(
     devices, run, recipe = place.devices, place.run, stage.recipe
     state, before = _start(stage, directory, facts)
     past, skipped = before["seconds"], Skips(**before["skips"])
-    first, state = int(state.step), devices.replicate(state)  # no second copy on the host
-    frozen = devices.replicate(stage.frozen)
+    first, state = int(state.step), devices.place(state)  # no second copy on the host
+    frozen = devices.place(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
     if stage.per_example and not per_example:
         frozen = None  # the table has all that steps want of it
@@ -145,7 +145,7 @@ def _train(
             if stop:
                 signals.stopping()
             due = done % run.checkpoint_every == 0 and done < recipe.steps
-            if (stop or due) and hosts.first():
+            if stop or due:
                 more = {"waiting": list(log.waiting), "skips": skipped._asdict()}
                 more = {**facts, "seconds": seconds, **more}
                 saver.save(directory, done, devices.fetch(state), more)

@@ -1,0 +1,145 @@
+"""Trains on 1 device, and on 4 that hold a part of the state each; test_fsdp.py runs this.
+
+python fsdp_worker.py FILE.npz, with 4 devices visible.
+"""
+
+import contextlib
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import device_worker as worker
+import training
+
+from sdfp import algorithm, checkpoint, parallel, settings
+from sdfp.methods import mars, recadam
+from sdfp.train import stage, step
+from sdfp.types import UserError
+
+LAYOUTS = {"plain": ("jit", 1), "fsdp": ("jit", 4, True)}
+OPTIMIZERS = {
+    "mars": lambda recipe: mars.make_optimizer(
+        recipe, mars.Settings(radius=0.05, head_radius=0.05)
+    ),
+    "recadam": lambda recipe: recadam.make_optimizer(
+        recipe, recadam.Settings(penalty=10.0, schedule="sigmoid", steepness=0.5, midpoint=3)
+    ),
+}
+
+
+def jobs(init, teacher):
+    """Those of device_worker.py, and fine-tuning by other optimisers; the teacher in every step."""
+    found = worker.jobs(init, teacher)
+    tuned = {**found["finetune"], "recipe": training.finetune(clip_norm=0.1)}
+    others = {name: {**tuned, "make_optimizer": make} for name, make in OPTIMIZERS.items()}
+    names = ("self_distill", "skips")
+    return {name: found[name] for name in names} | {"finetune": tuned} | others
+
+
+def trained(layout: str, jobs) -> dict[str, np.ndarray]:
+    devices = parallel.make(*LAYOUTS[layout])
+    feed = training.feed(worker.SPLIT, devices)
+    found = {}
+    for job, arguments in jobs.items():
+        state, metrics = training.train(devices, feed=feed, **arguments)
+        found[f"{layout}/{job}/params"] = np.asarray(ravel_pytree(state.params)[0])
+        found.update({f"{layout}/{job}/{term}": values for term, values in metrics.items()})
+    return found
+
+
+def held(params) -> dict[str, np.ndarray]:
+    """Numbers of the state: in all, on each device before a step and behind it; programs."""
+    devices = parallel.make(*LAYOUTS["fsdp"])
+    recipe = training.masked(steps=4)
+    tx = training.optim.adamw_of(recipe)
+    host = jax.device_get(step.init_state(params, tx))
+    state = devices.place(host)
+    counts = lambda tree: [
+        sum(leaf.addressable_shards[number].data.size for leaf in jax.tree.leaves(tree))
+        for number in range(4)
+    ]
+    before = counts(state)
+    feed = training.feed(worker.SPLIT, devices)
+    prepare = training.loop.make_prepare(training.PREPARE, False, None)
+    compiled = training.loop.compile_train(
+        devices, algorithm.masked_loss(worker.BACKBONE), prepare, tx, ()
+    )
+    order = training.loop.Order(0, 8, 1, 4)
+    calls = training.loop.train(
+        state,
+        None,
+        feed,
+        training.KEY,
+        compiled=compiled,
+        recipe=recipe,
+        order=order,
+        devices=devices,
+        steps_per_call=2,
+        pause_every=(2,),
+    )
+    for _, state, _ in calls:
+        found = counts(state)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(host))
+    numbers = {"all": whole, "before": before, "behind": found, "programs": compiled._cache_size()}
+    return {f"held/{name}": np.array(value) for name, value in numbers.items()}
+
+
+def resumed(first: str, second: str) -> dict[str, np.ndarray]:
+    """A stage that stops on one layout and goes on with the other."""
+    config = dict(training.common.run())
+    how = {"log_every": 2, "checkpoint_every": 1, "steps_per_call": 2, "tensorboard": False}
+
+    def run(layout: str, folder: str, most: int):
+        devices = parallel.make(*LAYOUTS[layout])
+        made = stage.Stage(
+            "skips",
+            worker.sometimes_nan,
+            {"encoder": {}, "kernel": np.linspace(0.1, 0.4, 24, dtype=np.float32).reshape(3, 8)},
+            origin="",
+            recipe=training.masked(steps=9),
+            feed=training.feed(worker.SPLIT, devices),
+            prepare=training.PREPARE,
+            seed=0,
+            stream="skips",
+            identity={},
+            card={"class_names": []},
+        )
+        changes = {**how, "max_skipped": most}
+        return stage.run_stage(
+            made, stage.Place(Path(folder), devices, settings.Run(**{**config, **changes}))
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(UserError):
+            run(first, folder, 1)
+        before = checkpoint.last_step(Path(folder) / "stages/skips")
+        outcome = run(second, folder, 9)
+    found = {"step": before, "skipped": outcome.record["skipped"], **outcome.params}
+    return {
+        f"{first}_{second}/{name}": np.array(found[name]) for name in found if name != "encoder"
+    }
+
+
+def main(path: str) -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    assert len(jax.devices()) == 4
+    init = jax.device_get(worker.BACKBONE.init(jax.random.key(0)))
+    teacher = jax.device_get(worker.BACKBONE.init(jax.random.key(1))["encoder"])
+    found, all_jobs = held(init), jobs(init, teacher)
+    for layout in LAYOUTS:
+        found.update(trained(layout, all_jobs))
+    for first, second in itertools.product(LAYOUTS, LAYOUTS):
+        found.update(resumed(first, second))
+    np.savez(path, **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
