@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -18,29 +20,43 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import device_worker as worker
 import training
 
-from sdfp import algorithm, checkpoint, parallel, settings
+from sdfp import checkpoint, parallel, settings
 from sdfp.methods import mars, recadam
 from sdfp.train import stage, step
 from sdfp.types import UserError
 
 LAYOUTS = {"plain": ("jit", 1), "fsdp": ("jit", 4, True)}
+NET = {
+    "encoder": {
+        "kernel": np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8),
+        "bias": np.linspace(0.5, -0.5, 8, dtype=np.float32),
+    },
+    "head": {"kernel": np.linspace(-0.3, 0.2, 32, dtype=np.float32).reshape(8, 4)},
+}
 OPTIMIZERS = {
-    "mars": lambda recipe: mars.make_optimizer(
-        recipe, mars.Settings(radius=0.05, head_radius=0.05)
-    ),
+    "adamw": training.optim.adamw_of,
+    "mars": lambda recipe: mars.make_optimizer(recipe, mars.Settings(radius=0.03, head_radius=3.0)),
     "recadam": lambda recipe: recadam.make_optimizer(
         recipe, recadam.Settings(penalty=10.0, schedule="sigmoid", steepness=0.5, midpoint=3)
     ),
 }
 
 
+def net_loss(params, frozen, batch, key):
+    """Of a small network: there are enough large ones to compile."""
+    colour = jnp.mean(batch["image"], axis=(1, 2))
+    hidden = jnp.tanh(colour @ params["encoder"]["kernel"] + params["encoder"]["bias"][None])
+    logits = hidden @ params["head"]["kernel"]
+    picked = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return {"cross_entropy": picked}
+
+
 def jobs(init, teacher):
-    """Those of device_worker.py, and fine-tuning by other optimisers; the teacher in every step."""
+    """Self-distillation of device_worker.py, and a small network by three optimisers."""
     found = worker.jobs(init, teacher)
-    tuned = {**found["finetune"], "recipe": training.finetune(clip_norm=0.1)}
-    others = {name: {**tuned, "make_optimizer": make} for name, make in OPTIMIZERS.items()}
-    names = ("self_distill", "skips")
-    return {name: found[name] for name in names} | {"finetune": tuned} | others
+    tuned = {"params": NET, "loss_fn": net_loss, "recipe": training.finetune(clip_norm=0.1)}
+    own = {name: {**tuned, "make_optimizer": make} for name, make in OPTIMIZERS.items()}
+    return own | {name: found[name] for name in ("skips", "self_distill")}
 
 
 def trained(layout: str, jobs) -> dict[str, np.ndarray]:
@@ -54,41 +70,38 @@ def trained(layout: str, jobs) -> dict[str, np.ndarray]:
     return found
 
 
-def held(params) -> dict[str, np.ndarray]:
-    """Numbers of the state: in all, on each device before a step and behind it; programs."""
+def held(init) -> dict[str, np.ndarray]:
+    """Numbers of a state: in all, and on each device."""
     devices = parallel.make(*LAYOUTS["fsdp"])
-    recipe = training.masked(steps=4)
+    recipe = training.finetune(steps=4)
     tx = training.optim.adamw_of(recipe)
-    host = jax.device_get(step.init_state(params, tx))
-    state = devices.place(host)
-    counts = lambda tree: [
-        sum(leaf.addressable_shards[number].data.size for leaf in jax.tree.leaves(tree))
-        for number in range(4)
-    ]
-    before = counts(state)
-    feed = training.feed(worker.SPLIT, devices)
+    start = lambda params: devices.place(jax.device_get(step.init_state(params, tx)))
+    large, state = start(init), start(NET)
+    found = {"all": sum(leaf.size for leaf in jax.tree.leaves(large)), "large": _numbers(large)}
+    found["before"] = _numbers(state)
     prepare = training.loop.make_prepare(training.PREPARE, False, None)
-    compiled = training.loop.compile_train(
-        devices, algorithm.masked_loss(worker.BACKBONE), prepare, tx, ()
-    )
-    order = training.loop.Order(0, 8, 1, 4)
+    compiled = training.loop.compile_train(devices, net_loss, prepare, tx, ())
     calls = training.loop.train(
         state,
         None,
-        feed,
+        training.feed(worker.SPLIT, devices),
         training.KEY,
         compiled=compiled,
         recipe=recipe,
-        order=order,
+        order=training.loop.Order(0, 8, 1, 4),
         devices=devices,
         steps_per_call=2,
         pause_every=(2,),
     )
-    for _, state, _ in calls:
-        found = counts(state)
-    whole = sum(leaf.size for leaf in jax.tree.leaves(host))
-    numbers = {"all": whole, "before": before, "behind": found, "programs": compiled._cache_size()}
-    return {f"held/{name}": np.array(value) for name, value in numbers.items()}
+    for _, after, _ in calls:
+        found |= {"behind": _numbers(after), "programs": compiled._cache_size()}
+    return {f"held/{name}": np.array(value) for name, value in found.items()}
+
+
+def _numbers(tree) -> list[int]:
+    """How many each device has."""
+    shards = [leaf.addressable_shards for leaf in jax.tree.leaves(tree)]
+    return [sum(own[device].data.size for own in shards) for device in range(4)]
 
 
 def resumed(first: str, second: str) -> dict[str, np.ndarray]:
