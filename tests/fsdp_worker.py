@@ -51,16 +51,13 @@ def net_loss(params, frozen, batch, key):
     return {"cross_entropy": picked}
 
 
-def jobs(init, teacher):
-    """Self-distillation of device_worker.py, and a small network by three optimisers."""
-    found = worker.jobs(init, teacher)
+def small_jobs():
+    """A small network by three optimisers."""
     tuned = {"params": NET, "loss_fn": net_loss, "recipe": training.finetune(clip_norm=0.1)}
-    own = {name: {**tuned, "make_optimizer": make} for name, make in OPTIMIZERS.items()}
-    return own | {name: found[name] for name in ("skips", "self_distill")}
+    return {name: {**tuned, "make_optimizer": make} for name, make in OPTIMIZERS.items()}
 
 
-def trained(layout: str, jobs) -> dict[str, np.ndarray]:
-    devices = parallel.make(*LAYOUTS[layout])
+def trained(layout: str, devices, jobs) -> dict[str, np.ndarray]:
     feed = training.feed(worker.SPLIT, devices)
     found = {}
     for job, arguments in jobs.items():
@@ -146,9 +143,11 @@ def main(path: str) -> None:
     assert len(jax.devices()) == 4
     init = jax.device_get(worker.BACKBONE.init(jax.random.key(0)))
     teacher = jax.device_get(worker.BACKBONE.init(jax.random.key(1))["encoder"])
-    found, all_jobs = held(init), jobs(init, teacher)
-    for layout in LAYOUTS:
-        found.update(trained(layout, all_jobs))
+    large = worker.jobs(init, teacher)
+    jobs = small_jobs() | {name: large[name] for name in ("skips", "self_distill")}
+    found = held(init)
+    for layout, arguments in LAYOUTS.items():
+        found.update(trained(layout, parallel.make(*arguments), jobs))
     for first, second in itertools.product(LAYOUTS, LAYOUTS):
         found.update(resumed(first, second))
     np.savez(path, **found)
