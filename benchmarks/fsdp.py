@@ -51,7 +51,7 @@ def needed(job: ours_step.Job) -> dict[str, int]:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    made = {"command": "python -m benchmarks.fsdp " + " ".join(sys.argv[1:])}
+    made: dict[str, Any] = {"command": "python -m benchmarks.fsdp " + " ".join(sys.argv[1:])}
     made |= {"devices": jax.device_count(), "layouts": {}}
     for fsdp in (True, False) if flags.both else (True,):
         case = cases.of(flags)
