@@ -55,8 +55,8 @@ def _step_inputs(task: Task, feed, devices, prepare: Callable) -> list[float]:
     the state is the last one made, as the loader's answer is."""
     prepared = loop.make_prepare(prepare, task.augment, None)
 
-    def make(state, frozen, resident, batches, key, count, axis_name):
-        del frozen, axis_name
+    def make(state, frozen, resident, batches, key, count, summed):
+        del frozen, summed
 
         def one(i, _):
             batch = jax.tree.map(lambda leaf: leaf[i, 0], batches)

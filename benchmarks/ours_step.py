@@ -47,7 +47,7 @@ class Job(NamedTuple):
 def build(made: cases.Made, stage: str) -> Job:
     """What `stages.py` and `train/stage.py` would hand to the loop."""
     settings = made.settings
-    devices = parallel.make(settings.parallel.backend, settings.parallel.devices)
+    devices = parallel.make(**vars(settings.parallel))
     precision = parallel.precision(settings.precision)
     family = BACKBONES[settings.model_name]
     backbone = initial.make_backbone(family, settings.model, precision.dtype)
@@ -75,7 +75,7 @@ def build(made: cases.Made, stage: str) -> Job:
         tx,
         (),
     )
-    start = lambda: devices.replicate(step.init_state(params, tx))
+    start = lambda: devices.place(step.init_state(params, tx))
     return Job(made, devices, start, feed, loss_fn, prepare, compiled)
 
 

@@ -26,7 +26,7 @@ def measure(case: cases.Case, examples: int) -> dict:
     made = cases.make(replace(case, batch=examples))
     split = splits.take(made.split, np.arange(examples) % len(made.split))
     settings, precision = made.settings, parallel.precision(case.precision)
-    devices = parallel.make(settings.parallel.backend, settings.parallel.devices)
+    devices = parallel.make(**vars(settings.parallel))
     prepare = lambda batch, key, augment: batch
     if "image" in split.arrays:
         data = settings.data

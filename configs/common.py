@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
         {
             "backend": "jit",  # jit | pmap
             "devices": 0,  # how many; 0 = all
+            # For models whose training state is too large for one device: each keeps a part of
+            # parameters and optimiser state, and is sent the other parameters for each step.
+            "fsdp": False,
         }
     )
     config.run = run()
@@ -127,6 +130,9 @@ def run() -> ConfigDict:
             # Steps of a masked stage between probes of its frozen features, by labelled training
             # examples held out in turn; 0 = none.
             "probe_every": 1000,
+            # Steps of a stage that may be skipped, because their loss or gradient is not finite,
+            # before the stage stops. The last step must not be.
+            "max_skipped": 10,
             # Whether to measure the masked loss on the reported split, too, after a masked stage.
             "masked_loss": False,
             "tensorboard": True,
@@ -282,3 +288,4 @@ def few_steps(config: ConfigDict, name: str) -> None:
         recipe.update({"steps": 2, "batch_size": 8, "warmup_steps": 0})
     config.run.update({"log_every": 1, "checkpoint_every": 1, "steps_per_call": 2})
     config.run.probe_every = 1
+    config.run.max_skipped = 0

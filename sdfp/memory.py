@@ -89,9 +89,11 @@ def _needs(
         recipe = settings.stages.pretrain
         loss_fn, tx = algorithm.masked_loss(context.backbone), optim.adamw_of(recipe)
         steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), shapes, None))
-    devices = context.place.devices.count
+    devices, fsdp = context.place.devices.count, settings.parallel.fsdp
     alike = {step: (trained, frozen) for _, step, trained, frozen in steps}
-    known = {step: need_of(step, *read, *fed[step.feed], devices) for step, read in alike.items()}
+    known = {
+        step: need_of(step, *read, *fed[step.feed], devices, fsdp) for step, read in alike.items()
+    }
     return {name: known[step] for name, step, _, _ in steps}
 
 
@@ -124,17 +126,26 @@ def _steps(
 
 
 def need_of(
-    step: Step, params: Params, frozen: Params | None, prepare: Callable, feed: Feed, devices: int
+    step: Step,
+    params: Params,
+    frozen: Params | None,
+    prepare: Callable,
+    feed: Feed,
+    devices: int,
+    fsdp: bool = False,
 ) -> Need:
     """Of a stage, from shapes.
 
     Args:
         params, frozen: what it trains, and what it only reads.
         prepare: of its data set, see `loop.make_prepare`.
-        devices: that share a micro-batch.
+        devices: that share a micro-batch; with `fsdp` also what is held between steps.
     """
     state = jax.eval_shape(step.tx.init, params)
-    held = 2 * _size(params) + _size(state) + _size(frozen) + _size(feed.resident)
+    held = _size(params) + _size(state) + _size(frozen)
+    if fsdp:  # a part of it, and for each step the whole of what the losses read
+        held = held // devices + _size(params) + _size(frozen)
+    held += _size(params) + _size(feed.resident)  # the gradient
     prepare = loop.make_prepare(prepare, step.recipe.augment, step.teacher)
 
     def forward(params, frozen, resident, batch, key):

@@ -1,9 +1,11 @@
 """Devices (of all processes: hosts.py). One body of a step, two ways to spread it.
 
-Each device runs the step on its own examples and adds up with `psum` over `AXIS`: `jit` by a
-`shard_map` over a 1-D mesh, `pmap` by itself. (The compiler could place the sums under `jit`, but
-packed texts pick their masked tokens out of all rows, which it would not keep on one device.) Both
-are handed to the rest of the program as the functions of `Devices`.
+A step says which of its functions are to be summed over the examples of all devices. Each device
+computes them of its own examples and adds up over `AXIS`: `jit` by a `shard_map` over a 1-D mesh,
+`pmap` by itself. (The compiler could place the sums under `jit`, but packed texts pick their masked
+tokens out of all rows, which it would not keep on one device.) The rest of a step is the same on
+every device; under `jit` the compiler may spread it, too: with `fsdp` each device holds a part of
+the state. All are handed to the rest of the program as the functions of `Devices`.
 """
 
 import contextlib
@@ -39,25 +41,37 @@ class Devices(NamedTuple):
     count: int
     replicate: Callable
     """(host tree) -> the same values on every device."""
+    place: Callable
+    """(host tree of parameters or a state) -> as training keeps it: on every device, or parts."""
     shard: Callable
     """(host tree, axis) -> rows of `axis` (the examples) spread over the devices."""
     fetch: Callable
-    """(replicated device tree) -> host tree of numpy arrays."""
+    """(device tree, of `replicate`, `place` or a training step) -> host tree of numpy arrays. All
+    processes must ask: with fsdp each has a part."""
     gather: Callable
     """(device tree with a leading example axis) -> host tree, every example in order."""
     compile_train: Callable
-    """(fn) -> compiled fn(state, frozen, resident, batches, key, count) -> (state, metrics),
-    all replicated but `batches`, sharded over its third axis. `state` is donated."""
+    """(fn) -> compiled fn(state, frozen, resident, batches, key, count) -> (state, metrics).
+    `state`, which is donated, and `frozen` come from `place`, `batches` are sharded over their
+    third axis, all else is replicated. `fn` gets a keyword `summed`: (function of a batch with
+    leaves [micro-batches, examples, ...], and of what is replicated) -> the same, of each device's
+    own examples, added up."""
     compile_map: Callable
     """(fn) -> compiled fn(params, resident, batch) -> [examples, ...]; batch is sharded."""
 
 
-def make(backend: str, devices: int) -> Devices:
+def make(backend: str, devices: int, fsdp: bool = False) -> Devices:
     """Devices for a back end ("jit" or "pmap"); `devices` of them, 0 for all.
 
+    Args:
+        fsdp: whether each keeps only a part of what `place` is given, along the largest dimension
+            of each array that they divide, and gets the rest of the parameters for a step.
+
     Raises:
-        UserError: fewer devices than asked for.
+        UserError: fewer devices than asked for, or fsdp with pmap.
     """
+    if fsdp and backend == "pmap":
+        raise UserError("config.parallel.fsdp: with config.parallel.backend=jit only")
     found = jax.devices()
     if devices and jax.process_count() > 1:
         raise UserError("config.parallel.devices: with several processes all are used; leave it 0")
@@ -66,7 +80,7 @@ def make(backend: str, devices: int) -> Devices:
             f"config.parallel.devices: {devices} asked for, {len(found)} found "
             f"({found[0].platform})"
         )
-    return _make(backend, tuple(found[: devices or len(found)]))
+    return _make(backend, tuple(found[: devices or len(found)]), fsdp)
 
 
 def keep_programs(folder: str) -> None:
@@ -112,40 +126,86 @@ def _gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def _fetch(tree: Any) -> Any:
+    """Of arrays that are whole on every device, or spread over those of all processes."""
+
+    def whole(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
 @lru_cache  # one mesh per process, so that compiled steps are shared
-def _make(backend: str, devices: tuple) -> Devices:
+def _make(backend: str, devices: tuple, fsdp: bool) -> Devices:
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    return (_pmap if backend == "pmap" else _jit)(mesh, devices)
+    if backend == "pmap":
+        return _pmap(mesh, devices)
+    return _jit(mesh, len(devices), fsdp and len(devices) > 1)
 
 
-def _jit(mesh, devices: tuple) -> Devices:
-    replicated = PartitionSpec()
-    everywhere = NamedSharding(mesh, replicated)
+def _rows(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, AXIS)
+
+
+def _part(shape: tuple[int, ...], count: int) -> PartitionSpec:
+    """How an array is spread over so many devices."""
+    divisible = [axis for axis, size in enumerate(shape) if size and size % count == 0]
+    return _rows(max(divisible, key=shape.__getitem__)) if divisible else PartitionSpec()
+
+
+def _jit(mesh, count: int, fsdp: bool) -> Devices:
+    everywhere = NamedSharding(mesh, PartitionSpec())
     # check_vma would add the sums of gradients by itself, a second time.
     per_device = partial(jax.shard_map, mesh=mesh, check_vma=False)
 
-    def rows(axis: int) -> PartitionSpec:
-        return PartitionSpec(*[None] * axis, AXIS)
+    def held(leaf) -> NamedSharding:
+        return NamedSharding(mesh, _part(np.shape(leaf), count)) if fsdp else everywhere
+
+    def add(leaf):
+        """Over the devices; each gets the part that it holds of an array of this shape."""
+        spec = held(leaf).spec
+        if AXIS not in spec:
+            return jax.lax.psum(leaf, AXIS)
+        return jax.lax.psum_scatter(leaf, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
+
+    def summed(fn):
+        def run(batch, *given):
+            specs = PartitionSpec()
+            if fsdp:
+                first = lambda leaf: leaf[:, : leaf.shape[1] // count]
+                one = lambda batch, *given: fn(jax.tree.map(first, batch), *given)
+                specs = jax.tree.map(
+                    lambda leaf: held(leaf).spec, jax.eval_shape(one, batch, *given)
+                )
+            own = lambda *arguments: jax.tree.map(add, fn(*arguments))
+            in_specs = (_rows(1), *[PartitionSpec()] * len(given))
+            return per_device(own, in_specs=in_specs, out_specs=specs)(batch, *given)
+
+        return fn if count == 1 else run
 
     def compile_train(fn):
-        if len(devices) == 1:
-            return jax.jit(partial(fn, axis_name=None), donate_argnums=0, out_shardings=everywhere)
-        specs = (replicated, replicated, replicated, rows(2), replicated, replicated)
-        body = per_device(partial(fn, axis_name=AXIS), in_specs=specs, out_specs=replicated)
-        return jax.jit(body, donate_argnums=0)
+        def train_steps(state, *arguments):
+            state, metrics = fn(state, *arguments, summed=summed)
+            return jax.lax.with_sharding_constraint(state, jax.tree.map(held, state)), metrics
+
+        if fsdp:
+            return jax.jit(train_steps, donate_argnums=0)
+        return jax.jit(partial(fn, summed=summed), donate_argnums=0, out_shardings=everywhere)
 
     def compile_map(fn):
-        if len(devices) == 1:
+        if count == 1:
             return jax.jit(fn, out_shardings=everywhere)
-        return jax.jit(
-            per_device(fn, in_specs=(replicated, replicated, rows(0)), out_specs=rows(0))
-        )
+        specs = (PartitionSpec(), PartitionSpec(), _rows(0))
+        return jax.jit(per_device(fn, in_specs=specs, out_specs=_rows(0)))
 
     return Devices(
-        count=len(devices),
+        count=count,
         replicate=lambda tree: _put(tree, everywhere),
-        shard=lambda tree, axis: _put(tree, NamedSharding(mesh, rows(axis))),
-        fetch=jax.device_get,
+        place=lambda tree: jax.tree.map(lambda leaf: _put(leaf, held(leaf)), tree),
+        shard=lambda tree, axis: _put(tree, NamedSharding(mesh, _rows(axis))),
+        fetch=_fetch,
         gather=_gather,
         compile_train=compile_train,
         compile_map=compile_map,
@@ -181,11 +241,12 @@ def _pmap(mesh, devices: tuple) -> Devices:
     return Devices(
         count=count,
         replicate=replicate,
+        place=replicate,
         shard=shard,
         fetch=fetch,
         gather=gather,
         compile_train=lambda fn: jax.pmap(
-            partial(fn, axis_name=AXIS),
+            partial(fn, summed=lambda part: lambda *given: jax.lax.psum(part(*given), AXIS)),
             axis_name=AXIS,
             in_axes=(0, 0, 0, 0, None, None),
             donate_argnums=0,
@@ -193,11 +254,6 @@ def _pmap(mesh, devices: tuple) -> Devices:
         ),
         compile_map=lambda fn: jax.pmap(fn, axis_name=AXIS, devices=devices),
     )
-
-
-def total(values: Any, axis_name: str | None) -> Any:
-    """Sum over the devices, inside a compiled step; of one device it has no axis."""
-    return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
 class Precision(NamedTuple):

@@ -40,14 +40,18 @@ def say(line: str) -> None:
 
 
 METRICS = "metrics.jsonl"
+PEAKS = {"loss": "loss_max", "grad_norm": "grad_norm_max"}
+"""Metrics of which a line has the largest value, too: a mean of many steps hides one that is not
+like the others."""
 
 
 class StageLog(contextlib.AbstractContextManager):
     """Metrics of one stage: metrics.jsonl, TensorBoard, and a bar (on a terminal) or lines.
 
-    A line holds the mean of each metric over the steps since the line before. `waiting` are those
-    of the steps that have no line yet: a checkpoint keeps them, and an interrupted stage goes on
-    with them.
+    A line holds the mean of each metric over the steps since the line before, without those that
+    were skipped, of which it says how many they were, and the largest value of some (`PEAKS`).
+    `waiting` are the metrics of the steps that have no line yet: a checkpoint keeps them, and an
+    interrupted stage goes on with them.
     """
 
     def __init__(
@@ -89,7 +93,10 @@ class StageLog(contextlib.AbstractContextManager):
             rate = (done - self._timed) / max(now - self._since, 1e-9)
         due = self._compiling
         for i in range(count):
-            self.waiting.append({name: float(values[i]) for name, values in metrics.items()})
+            found = {name: float(values[i]) for name, values in metrics.items()}
+            if found["skipped"]:
+                found = {name: found[name] for name in ("examples", "skipped")}
+            self.waiting.append(found)
             step = done - count + i + 1
             if step % self._every == 0 or step == self._steps:
                 self._write(step, rate)
@@ -115,10 +122,9 @@ class StageLog(contextlib.AbstractContextManager):
 
     def _write(self, step: int, rate: float | None) -> None:
         now = time.monotonic()
-        mean = {k: float(np.mean([m[k] for m in self.waiting])) for k in self.waiting[0]}
-        line, told = {"step": step, **mean}, ""
+        line, told = {"step": step, **_summary(self.waiting)}, ""
         if rate is not None:
-            line["examples_per_second"] = rate * mean["examples"]
+            line["examples_per_second"] = rate * line["examples"]
             left = _duration((self._steps - step) / rate)
             told = f"  {rate:.3g} steps/s  {left} left"
         self._file.write(json.dumps(line) + "\n")
@@ -126,9 +132,10 @@ class StageLog(contextlib.AbstractContextManager):
         if self._board:
             for key in line.keys() - {"step"}:
                 self._board.add_scalar(key, line[key], step)
-        self._bar.set_postfix_str(f"loss {mean['loss']:.4g}")
+        loss = f"loss {line['loss']:.4g}" if "loss" in line else "all skipped"
+        self._bar.set_postfix_str(loss)
         if not self._terminal and (now - self._said > 10 or step == self._steps):
-            say(f"  {self._name} {step}/{self._steps}  loss {mean['loss']:.4g}{told}")
+            say(f"  {self._name} {step}/{self._steps}  {loss}{told}")
             self._said = now
         self.waiting = []
 
@@ -137,6 +144,15 @@ class StageLog(contextlib.AbstractContextManager):
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a line says of its steps; without losses where all of them were skipped."""
+    names = dict.fromkeys(name for found in steps for name in found)
+    values = {name: [found[name] for found in steps if name in found] for name in names}
+    line = {name: float(np.mean(own)) for name, own in values.items()}
+    line |= {peak: max(values[name]) for name, peak in PEAKS.items() if name in values}
+    return line | {"skipped": sum(values.get("skipped", ()))}
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

@@ -100,6 +100,7 @@ class Parallel:
 
     backend: str = choice("jit", "pmap")
     devices: int = number(0)
+    fsdp: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class Run:
     resident_gb: float = number(0)
     pictures: int = number(0)
     probe_every: int = number(0)
+    max_skipped: int = number(0)
     masked_loss: bool
     tensorboard: bool
     compilation_cache: str

@@ -50,6 +50,11 @@ def jobs(init, teacher):
             "loss_fn": mask_code,
             "recipe": training.masked(accumulate=2),
         },
+        "skips": {
+            "params": {"kernel": np.full((3, 2), 0.1, np.float32)},
+            "loss_fn": sometimes_nan,
+            "recipe": training.masked(),
+        },
     }
 
 
@@ -58,6 +63,13 @@ def mask_code(params, frozen, batch, key):
     hidden = BACKBONE.mask(batch, key).hidden
     code = (hidden @ (1 + jnp.arange(hidden.shape[1]))) * (1 + batch["index"])
     return {"code": code.astype(jnp.float32) + 0 * params["nothing"][0]}
+
+
+def sometimes_nan(params, frozen, batch, key):
+    """Of one example, and so on one device."""
+    colour = jnp.mean(batch["image"], axis=(1, 2))
+    loss = jnp.sum(jnp.square(colour @ params["kernel"]), axis=1)
+    return {"square": jnp.where(batch["index"] == 7, jnp.nan, loss)}
 
 
 def trained(backend: str, count: int, jobs) -> dict[str, np.ndarray]:

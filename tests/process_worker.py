@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sdfp import hosts
+from sdfp import hosts, parallel
 
 
 def main(path: str, coordinator: str, count: str, own: str) -> None:
@@ -19,6 +19,7 @@ def main(path: str, coordinator: str, count: str, own: str) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     hosts.start(hosts.Processes(coordinator, int(count), int(own)))
     import device_worker as worker  # makes keys: the processes must have joined before
+    import fsdp_worker
 
     assert (jax.process_count(), len(jax.devices())) == (int(count), 8)
     init = jax.device_get(worker.BACKBONE.init(jax.random.key(0)))
@@ -28,6 +29,8 @@ def main(path: str, coordinator: str, count: str, own: str) -> None:
         found.update(worker.trained(backend, 0, worker.jobs(init, teacher)))
         found.update(worker.probed(backend, 0, init))
         found.update(worker.mapped(backend, 0))
+    parts = parallel.make("jit", 0, True)
+    found.update(fsdp_worker.trained("parts", parts, fsdp_worker.small_jobs()))
     arrays = {"params": np.float32([-0.0, np.nan, 1e-45]), "empty": np.zeros((0, 2), np.int8)}
     value, shared = hosts.share(lambda: ({"here": own}, arrays | {"own": np.array(own)}))
     found |= {f"shared/{name}": array for name, array in shared.items()}

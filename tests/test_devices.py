@@ -13,6 +13,7 @@ OTHERS = [f"{backend}{count}" for backend, count in worker.LAYOUTS[1:]]
 TERMS = {
     "self_distill": ("masked", "distill", "loss", "grad_norm"),
     "finetune": ("cross_entropy", "loss", "grad_norm"),
+    "skips": ("skipped", "loss", "grad_norm"),
 }
 
 
@@ -49,6 +50,11 @@ def test_losses_and_parameters_agree(found, layout, job):
 def test_the_comparison_is_about_a_training_that_moves(found, job):
     loss = found[f"jit1/{job}/loss"]
     assert len(set(loss)) == 6
+
+
+def test_steps_are_skipped(found):
+    """Example 7 is met once in the three steps of an epoch."""
+    assert found["jit1/skips/skipped"].reshape(2, 3).sum(axis=1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("layout", OTHERS)

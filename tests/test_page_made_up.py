@@ -53,6 +53,25 @@ def test_terms_of_a_loss(tmp_path):
     assert drawn.text.count("loss (all terms)") == 2
 
 
+def test_spikes_and_skipped_steps(tmp_path):
+    """A thin line where a step's loss was larger than the mean; what was skipped is told on top."""
+    peaks = {"loss_max": 5.0, "grad_norm_max": 9.0}
+    spiky = [line | peaks | {"skipped": 0} for line in falling(4)]
+    metrics(tmp_path / "stages/spiky", [*spiky, {"step": 50, "examples": 8, "skipped": 10}])
+    metrics(tmp_path / "stages/smooth", [x | {"loss_max": x["loss"]} for x in falling(4)])
+    row = tmp_path / "stages/finetune/finetune/seed_0"
+    metrics(row, falling(3, "plain"))
+    tuned = record("finetune/finetune/seed_0", skipped=1)
+    found = made(saved(tmp_path, results(PLAIN, stages=[tuned])))
+    assert found.text.count("loss, largest") == 1
+    assert found.text.count("masked") == 2  # in the legend of each
+    assert "grad_norm_max" not in found.text
+    assert "spiky: 10 steps skipped: not finite" in found.shown
+    assert "finetune/finetune/seed_0: 1 step skipped: not finite" in found.shown
+    assert "seed 0: steps skipped as not finite: 1" in found.shown
+    assert "smooth: " not in found.shown
+
+
 def test_curves_of_one_page_share_no_ids(tmp_path):
     """Equal ones would clip a curve by the frame of another."""
     for name in ("a", "b"):

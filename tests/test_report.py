@@ -15,8 +15,16 @@ NAMES = ('a, "b"', "größe 大", "two\nlines", "plain")
 
 
 def metrics(*losses):
+    """Of the steps of a call; where the loss is not finite, the step was skipped."""
     loss = np.array(losses, np.float32)
-    return {"loss": loss, "masked": 10 * loss, "examples": np.full_like(loss, 8)}
+    skipped = 1.0 - np.isfinite(loss)
+    return {
+        "loss": loss,
+        "masked": 10 * loss,
+        "grad_norm": 100 * loss,
+        "examples": np.full_like(loss, 8),
+        "skipped": skipped,
+    }
 
 
 def lines(folder):
@@ -66,6 +74,40 @@ def test_a_line_is_the_mean_since_the_line_before(tmp_path):
     assert [path.name for path in (tmp_path / "stage").iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_line_has_the_largest_loss_and_gradient(tmp_path):
+    """Which its mean hides."""
+    with report.StageLog(tmp_path, "x", 4, 0, 2, None) as log:
+        log.add(4, metrics(1, 1, 9, 1))
+    told = [(x["loss"], x["loss_max"], x["grad_norm_max"]) for x in lines(tmp_path)]
+    assert told == [(1, 1, 100), (5, 9, 900)]
+
+
+def test_skipped_steps_are_counted_and_not_averaged(tmp_path, capfd):
+    nan, inf = np.nan, np.inf
+    with report.StageLog(tmp_path, "x", 8, 0, 4, tmp_path / "board") as log:
+        log.add(6, metrics(1, nan, 3, inf, nan, nan))
+        waiting = json.loads(json.dumps(log.waiting, allow_nan=False))  # as a checkpoint keeps it
+    assert waiting == [{"examples": 8, "skipped": 1}] * 2
+    with report.StageLog(tmp_path, "x", 8, 6, 4, None, waiting) as log:
+        log.add(8, metrics(nan, nan))
+    first, second = lines(tmp_path)
+    assert first == {
+        **{"step": 4, "loss": 2, "masked": 20, "grad_norm": 200, "examples": 8},
+        **{"loss_max": 3, "grad_norm_max": 300, "skipped": 2},
+    }
+    assert second["skipped"] == 4
+    assert "loss" not in second
+    assert shown(tmp_path / "board")["skipped"] == {4: 2}
+    assert capfd.readouterr().out.startswith("  x 8/8  all skipped")
+
+
+def test_a_checkpoint_that_did_not_know_of_skipped_steps(tmp_path):
+    waiting = [{"loss": 3.0, "masked": 30.0, "examples": 8.0}]
+    with report.StageLog(tmp_path, "x", 2, 1, 2, None, waiting) as log:
+        log.add(2, metrics(1))
+    assert [(x["loss"], x["skipped"], x["grad_norm"]) for x in lines(tmp_path)] == [(2, 0, 100)]
+
+
 def test_resumed_log_goes_on_after_the_checkpoint(tmp_path):
     """The first sitting went on to step 6 and half a line; the checkpoint is of step 4."""
     with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:
@@ -112,7 +154,8 @@ def test_tensorboard_shows_what_the_lines_say(tmp_path):
     assert values["masked"] == {2: 10, 3: 50, 6: 70}
     assert values["loss"] == {line["step"]: line["loss"] for line in lines(tmp_path)}
     # The first call of each sitting compiles: no rate.
-    assert set(values) == {"loss", "masked", "examples", "examples_per_second"}
+    means = {"loss", "masked", "grad_norm", "examples", "examples_per_second"}
+    assert set(values) == means | {"loss_max", "grad_norm_max", "skipped"}
     assert set(values["examples_per_second"]) == {6}
 
 

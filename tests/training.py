@@ -82,8 +82,8 @@ def train(
     prepare = prepare or prepare_images(feed.split.arrays["image"].shape[1])
     prepare = loop.make_prepare(prepare, recipe.augment, per_example)
     calls = loop.train(
-        devices.replicate(jax.device_get(step.init_state(params, tx))),
-        devices.replicate(frozen),
+        devices.place(jax.device_get(step.init_state(params, tx))),
+        devices.place(frozen),
         feed,
         KEY,
         compiled=loop.compile_train(devices, loss_fn, prepare, tx, ()),

@@ -174,7 +174,7 @@ def reconstruction_loss(prediction, batch, mask: Mask) -> jax.Array:
 
     Returns:
         [examples], in nats; 0 where nothing is masked. All NaN where `mask.overflow` is above 0:
-        a position is never dropped silently, and the trainer stops at a loss that is not finite.
+        a position is never dropped silently, and a step with such a loss is skipped and counted.
 
     Raises:
         AssertionError: prediction and mask do not have the same slots.

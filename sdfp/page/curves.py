@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sdfp import drawing
+from sdfp import drawing, report
 from sdfp.comparison import PLAIN, Line
 from sdfp.page.stages import Stage, standard_error, terms
 from sdfp.train import probe
@@ -45,16 +45,21 @@ def scores(lines: Sequence[Line], label: str) -> str:
 
 
 def losses(stage: Stage) -> str:
-    """Each term of a masked stage's loss, and their sum where there are several."""
-    names = terms(stage)
+    """Each term of a masked stage's loss, and their sum where there are several. Thin: of the steps
+    that a line stands for, the one with the largest loss."""
+    names, peak = terms(stage), report.PEAKS["loss"]
+    peaks = any(line.get(peak, -math.inf) > line["loss"] for line in stage.lines)
     with drawing.style():
         figure, ax = _axes()
         colours = iter(drawing.COLOURS)
+        if peaks:
+            _line(ax, stage.lines, peak, BAND, "loss, largest", width=0.6)
         for name in names:
             whole = name == "loss" and len(names) > 1
             colour = WHOLE if whole else next(colours, WHOLE)
             _line(ax, stage.lines, name, colour, "loss (all terms)" if whole else name)
-        _scale(ax, limits(line[name] for line in stage.lines for name in names if name in line))
+        shown = (*names, peak) if peaks else names
+        _scale(ax, limits(line[name] for line in stage.lines for name in shown if name in line))
         ax.set(ylabel="loss, training", xlim=(0, stage.steps or stage.done or 1))
         ax.legend()
         return drawing.inline(figure, f"losses of {_ascii(stage.name)}")
@@ -140,6 +145,7 @@ def _line(
     colour: str,
     label: str,
     most: int = MOST,
+    width: float = 1.3,
 ) -> None:
     own = [line for line in lines if name in line]
     values = np.array([line[name] for line in own], np.float64)
@@ -148,7 +154,7 @@ def _line(
     marker = "." if len(own) <= FEW else ""
     steps = np.array([line["step"] for line in own])
     label = _ascii(label).replace("$", r"\$")  # no formula
-    ax.plot(steps[kept], values[kept], marker=marker, color=colour, linewidth=1.3, label=label)
+    ax.plot(steps[kept], values[kept], marker=marker, color=colour, linewidth=width, label=label)
 
 
 def _band(ax: Axes, lines: Sequence[Mapping[str, float]], name: str, colour: str) -> None:

@@ -29,7 +29,7 @@ def finetuned(stages: Sequence[Stage]) -> list[Tuned]:
     shared = curves.limits(every)
     made = []
     for row, own in rows.items():
-        facts = [f"seed {stage.seed}: {stage.progress[0]}" for stage in own if not stage.record]
+        facts = [f"seed {stage.seed}: {told}" for stage in own for told in stage.remarks]
         panel = Markup(curves.finetuning(row, own, shared))
         made.append(Tuned(row.removeprefix("finetune/"), facts, panel))
     return made

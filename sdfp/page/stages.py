@@ -29,6 +29,8 @@ class Stage(NamedTuple):
     """That it is to have; None where nothing tells."""
     warning: str
     """What its probes warn of, also while it goes on; "" as a rule."""
+    skipped: int
+    """Steps so far whose loss or gradient was not finite."""
 
     @property
     def row(self) -> str | None:
@@ -51,11 +53,22 @@ class Stage(NamedTuple):
         """How far it has come, and what it took."""
         record = self.record
         if not record:
-            return [f"not finished: step {self.done:,} of {self.of} is logged"]
+            return self.remarks
         told = [f"{record['steps']:,} steps", f"{record['seconds']:,.0f} seconds"]
         told.append(f"{record['examples_per_second']:,.0f} examples/s")
         held_out = [key for key in record if key.endswith("_masked_loss")]
-        return told + [f"{key.replace('_', ' ')} {record[key]:.4f}" for key in held_out]
+        told += [f"{key.replace('_', ' ')} {record[key]:.4f}" for key in held_out]
+        return told + self.remarks
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is not as with any other stage."""
+        told = []
+        if not self.record:
+            told.append(f"not finished: step {self.done:,} of {self.of} is logged")
+        if self.skipped:
+            told.append(f"steps skipped as not finite: {self.skipped:,}")
+        return told
 
     @property
     def of(self) -> str:
@@ -97,7 +110,9 @@ def _read(directory: Path, name: str, known: Mapping[str, Any] | None) -> Stage:
     training, probes = ([own[step] for step in sorted(own)] for own in found.values())
     warning = _warning(logged) if known is None else known.get("warning", "")
     record = manifest(directory).get("facts", {}) if known is None else known
-    return Stage(name, directory, record, training, probes, _steps(directory, record), warning)
+    skipped = record.get("skipped", sum(int(line.get("skipped", 0)) for line in logged))
+    steps = _steps(directory, record)
+    return Stage(name, directory, record, training, probes, steps, warning, skipped)
 
 
 def _lines(directory: Path) -> Iterator[dict[str, float]]:
@@ -133,7 +148,8 @@ def _steps(directory: Path, record: Mapping[str, Any]) -> int | None:
 
 def terms(stage: Stage) -> list[str]:
     """The parts of the loss that a line holds, and the whole of it where there are several."""
-    other = {"step", "loss", "examples", "grad_norm", "examples_per_second"}
+    other = {"step", "examples", "skipped", "examples_per_second"}
+    other |= {*report.PEAKS, *report.PEAKS.values()}
     names = list(dict.fromkeys(key for line in stage.lines for key in line))
     parts = [n for n in names if n not in other and not n.startswith("probe_")]
     weighted = any(

@@ -61,6 +61,9 @@ def warnings(
     for each in masked:
         if each.stage.warning:
             yield f"{each.stage.name}: {each.stage.warning}", each.anchor
+    for stage in stages:
+        if stage.skipped:
+            yield f"{stage.name}: {_counted(stage.skipped, 'step')} skipped: not finite", "stages"
     for name in facts.sets(results):
         found = facts.data(results[name])
         yield from ((f"{name}: {remark}", "data") for remark in found.remarks)

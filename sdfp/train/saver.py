@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdfp import checkpoint, report
+from sdfp import checkpoint, hosts, report
 
 
 class Saver(contextlib.AbstractContextManager):
@@ -24,7 +24,10 @@ class Saver(contextlib.AbstractContextManager):
         self._last: Future | None = None
 
     def save(self, directory: Path, step: int, state: Any, facts: Mapping[str, Any]) -> None:
-        """As `checkpoint.save_step`, of a state on the host, after the one before it."""
+        """As `checkpoint.save_step`, of a state on the host, after the one before it; on the first
+        process, others do nothing."""
+        if not hosts.first():
+            return
         self.wait()
         # A copy: on a CPU it may be the devices' own memory, which the next call writes to.
         state = jax.tree.map(np.array, state)

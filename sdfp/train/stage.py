@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from sdfp import checkpoint, hosts, optim, report, signals
 from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
-from sdfp.train import kept, loop, step
+from sdfp.train import kept, loop, skips, step
 from sdfp.train import probe as probing
 from sdfp.train.kept import Outcome
 from sdfp.train.saver import Saver
-from sdfp.types import LossFn, Params, UserError
+from sdfp.train.skips import Skips
+from sdfp.types import LossFn, Params
 
 
 class Stage(NamedTuple):
@@ -85,7 +85,7 @@ def run_stage(stage: Stage, place: Place, probe: Callable | None = None) -> Outc
     Raises:
         WorkdirError: the directory holds this stage with other settings, its end is damaged, or
             the disk is full.
-        UserError: the loss is not finite.
+        UserError: too many steps had a loss or a gradient that is not finite, see `skips.noted`.
         signals.Interrupted: after the state was saved.
     """
     identity = full_identity(stage)
@@ -119,9 +119,9 @@ def _train(
     began = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
     state, before = _start(stage, directory, facts)
-    past = before["seconds"]
-    first, state = int(state.step), devices.replicate(state)  # no second copy on the host
-    frozen = devices.replicate(stage.frozen)
+    past, skipped = before["seconds"], Skips(**before["skips"])
+    first, state = int(state.step), devices.place(state)  # no second copy on the host
+    frozen = devices.place(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
     if stage.per_example and not per_example:
         frozen = None  # the table has all that steps want of it
@@ -134,7 +134,9 @@ def _train(
         if probe and not first:
             began += log.probe(0, probe(state.params))  # it is no part of the stage's time
         for done, state, metrics in calls:
-            _refuse_non_finite(stage.name, done, metrics)
+            skipped = skips.noted(
+                skipped, stage.name, done, metrics, most=run.max_skipped, steps=recipe.steps
+            )
             log.add(done, metrics)
             if probe and (done % run.probe_every == 0 or done == recipe.steps):
                 began += log.probe(done, probe(state.params))
@@ -143,9 +145,10 @@ def _train(
             if stop:
                 signals.stopping()
             due = done % run.checkpoint_every == 0 and done < recipe.steps
-            if (stop or due) and hosts.first():
-                more = {"seconds": seconds, "waiting": list(log.waiting)}
-                saver.save(directory, done, devices.fetch(state), {**facts, **more})
+            if stop or due:
+                more = {"waiting": list(log.waiting), "skips": skipped._asdict()}
+                more = {**facts, "seconds": seconds, **more}
+                saver.save(directory, done, devices.fetch(state), more)
             if stop:
                 break
     seconds = past + time.monotonic() - began
@@ -155,6 +158,7 @@ def _train(
         "steps": recipe.steps,
         "seconds": round(seconds, 3),
         "examples_per_second": round(seen / seconds, 2),
+        "skipped": skipped.count,
         "init_digest": stage.origin,
         "teacher_digest": _frozen_digest(stage, frozen and devices.fetch(frozen)),
         "encoder_digest": checkpoint.digest(params["encoder"]),
@@ -208,7 +212,7 @@ def _start(
     stage: Stage, directory: Path, facts: Mapping[str, Any]
 ) -> tuple[step.State, dict[str, Any]]:
     """The state to go on from, on the host, and what was kept with it: the seconds spent before,
-    the metrics that wait for their line."""
+    the metrics that wait for their line, the steps that were skipped."""
     tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
     leaves, structure = jax.tree.flatten(state)
@@ -220,11 +224,12 @@ def _start(
         return found[1], {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
 
     known, arrays = hosts.share(saved)
+    nothing = {"waiting": [], "skips": {}}  # nor is there in checkpoints of earlier versions
     if known is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
-        return state, {"seconds": 0.0, "waiting": []}
+        return state, {"seconds": 0.0, **nothing}
     report.say(f"{stage.name}: goes on after step {known['step']} of {stage.recipe.steps}")
-    return structure.unflatten(arrays[str(i)] for i in range(len(leaves))), {"waiting": [], **known}
+    return structure.unflatten(arrays[str(i)] for i in range(len(leaves))), {**nothing, **known}
 
 
 def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:
@@ -263,15 +268,3 @@ def _warn(name: str, directory: Path) -> bool:
     if told:
         report.say(f"warning: {name}: {told}")
     return told is not None
-
-
-def _refuse_non_finite(name: str, done: int, metrics) -> None:
-    """Nothing non-finite goes on, and nothing non-finite is ever saved."""
-    for key in ("loss", "grad_norm"):
-        bad = np.flatnonzero(~np.isfinite(metrics[key]))
-        if bad.size:
-            step = done - len(metrics[key]) + int(bad[0]) + 1
-            raise UserError(
-                f"{name}: {key} is not finite at step {step}. Try a lower learning rate or "
-                "float32; the last checkpoint is kept"
-            )

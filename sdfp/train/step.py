@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdfp import parallel
 from sdfp.types import Batch, Key, LossFn, Params
 
 
@@ -34,12 +33,15 @@ def train_step(
     prepare: Callable,
     tx: optax.GradientTransformation,
     weights: Mapping[str, float],
-    axis_name: str | None = None,
+    summed: Callable = lambda part: part,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step: sum over examples of w_i l_i, divided by the sum of w_i over all devices.
 
     A mean of per-device or per-micro-batch means would weigh the examples of an uneven
     batch unequally; here every term has the same global count.
+
+    Where the objective or the gradient's norm is not finite, the step is skipped: parameters and
+    optimiser state stay as they are, bit for bit, and only `state.step` goes on.
 
     Args:
         frozen: parameters that are read and never trained (a teacher), an explicit argument:
@@ -50,31 +52,41 @@ def train_step(
         loss_fn: (params, frozen, batch, key) -> {term: [examples]}.
         prepare: (frozen, resident, batch, key) -> batch that `loss_fn` reads.
         weights: factor of each term in the objective; 1 where absent.
-        axis_name: the device axis under pmap.
+        summed: (function of a batch and more) -> the same function, added up over the devices, each
+            of which calls it with its own examples (`parallel.Devices.compile_train`).
 
     Returns:
         The next state and {term: mean, "loss": objective, "grad_norm": global norm over all
-        parameters, frozen ones included, "examples": sum of the weights}.
+        parameters, frozen ones included, "examples": sum of the weights, "skipped": 1 or 0}.
     """
-    prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-    count = parallel.total(jnp.sum(batch["weight"]), axis_name)
+    keys = jax.random.split(jax.random.fold_in(key, state.step))
+    count = summed(lambda batch: jnp.sum(batch["weight"]))(batch)
 
-    def objective(params, micro_batch):
-        prepared = prepare(frozen, resident, micro_batch, prepare_key)
-        terms = loss_fn(params, frozen, prepared, loss_key)
-        weight = micro_batch["weight"]
-        means = {
-            name: jnp.sum(jnp.where(weight > 0, weight * value, 0.0)) / count
-            for name, value in terms.items()
-        }
-        return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
+    def gradients(batch, params, frozen, resident, keys, count):
+        def objective(params, micro_batch):
+            prepared = prepare(frozen, resident, micro_batch, keys[0])
+            terms = loss_fn(params, frozen, prepared, keys[1])
+            weight = micro_batch["weight"]
+            means = {
+                name: jnp.sum(jnp.where(weight > 0, weight * value, 0.0)) / count
+                for name, value in terms.items()
+            }
+            return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
 
-    local = _sum_of_gradients(objective, state.params, batch)
-    gradient, metrics = parallel.total(local, axis_name)
+        return _sum_of_gradients(objective, params, batch)
 
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "grad_norm": optax.tree.norm(gradient), "examples": count}
+    given = (state.params, frozen, resident, keys, count)
+    gradient, metrics = summed(gradients)(batch, *given)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+
+    def update() -> tuple[Any, Any]:
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    # A branch: selecting leaf by leaf would hold old and new state side by side.
+    params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
+    metrics = {**metrics, "grad_norm": norm, "examples": count, "skipped": 1.0 - finite}
     return State(state.step + 1, params, opt_state), metrics
 
 
@@ -97,7 +109,7 @@ def _sum_of_gradients(objective: Callable, params: Params, batch: Batch):
 
 
 def train_steps(
-    state: State, frozen, resident, batches: Batch, key: Key, count, *, step: Callable, axis_name
+    state: State, frozen, resident, batches: Batch, key: Key, count, *, step: Callable, summed
 ) -> tuple[State, dict[str, jax.Array]]:
     """The first `count` of the given batches, one after the other, in one dispatch.
 
@@ -106,7 +118,7 @@ def train_steps(
 
     Args:
         batches: leaves [steps, micro-batches, examples, ...].
-        step: `train_step` with its keyword arguments bound, but `axis_name`.
+        step: `train_step` with its keyword arguments bound, but `summed`.
 
     Returns:
         The state and metrics of shape [steps]; entries from `count` on are zero.
@@ -117,11 +129,11 @@ def train_steps(
 
     def one(i, carry):
         state, history = carry
-        state, metrics = step(state, frozen, resident, batch_at(i), key, axis_name=axis_name)
+        state, metrics = step(state, frozen, resident, batch_at(i), key, summed=summed)
         return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), history, metrics)
 
     shapes = jax.eval_shape(
-        lambda: step(state, frozen, resident, batch_at(0), key, axis_name=axis_name)[1]
+        lambda: step(state, frozen, resident, batch_at(0), key, summed=summed)[1]
     )
     steps = batches["weight"].shape[0]
     history = jax.tree.map(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
