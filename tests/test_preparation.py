@@ -185,6 +185,9 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
     weights = 768 * 64 + 64 * 32
     resident = sum(array.nbytes for array in feed.split.arrays.values())
     assert need.held == 4 * weights * 4 + 4 + resident
+    parts = memory.need_of(step, params, None, prepare, feed, 4, fsdp=True)
+    assert parts.held == (3 * weights * 4 + 4) // 4 + 2 * weights * 4 + resident
+    assert parts.activations < need.activations / 3
     rows = 8 // 2
     least = 4 * rows * (768 + 64)
     assert least <= need.activations <= least + 4 * rows * (64 + 2 * 32)
