@@ -34,7 +34,7 @@ act() {
 # TERM and Ctrl-C of this script reach the command as TERM (a job of a script does not hear INT);
 # its end is waited for, and it is not started again.
 to_the_end() {
-  local status code interrupted child='' asked=0 tries=0 most="${SDFP_RESTARTS:-20}"
+  local status code interrupted child='' asked=0 tries=0 most="${SDFP_RESTARTS:-100}"
   if ((DRY_RUN)); then
     act "$@"
     return

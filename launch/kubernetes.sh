@@ -31,7 +31,7 @@ done
 for number in "$pods" "$gpus"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "$number: a number of pods, of GPUs"
 done
-restarts="${SDFP_RESTARTS:-20}"
+restarts="${SDFP_RESTARTS:-100}"
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "SDFP_RESTARTS=$restarts: how often it may start again"
 
 # shellcheck disable=SC2016 # JSON is YAML, and quotes whatever the arguments hold. Kubernetes itself reads $(NAME).

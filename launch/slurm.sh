@@ -20,7 +20,7 @@ if [[ -n "${SLURM_JOB_ID:-}" && "${1:-}" == --inside ]]; then
   ranked='trap : TERM; "$@"; case $? in 0) ;; 134 | 137 | 143) exit 10 ;; *) exit 101 ;; esac'
   status=0
   srun --kill-on-bad-exit=1 bash -c "$ranked" task "${PYTHON:-python}" "$@" || status=$?
-  if ((status == 10 && ${SLURM_RESTART_COUNT:-0} < ${SDFP_RESTARTS:-20})); then
+  if ((status == 10 && ${SLURM_RESTART_COUNT:-0} < ${SDFP_RESTARTS:-100})); then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi

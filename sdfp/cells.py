@@ -111,11 +111,22 @@ def _teachers(context: Context, row: Row, seed: int, start: Start, used: list[st
     return Teachers(same, larger, given)
 
 
-def check_teacher(context: Context, row: Row) -> None:
+def check_teacher(context: Context, row: Row, seen: set) -> None:
     """Reads what a row's teacher is made of before any training; a given one is kept for its row.
-    Raises UserError where it does not fit."""
+
+    Args:
+        seen: larger ones that were read for other rows; they are not read again.
+
+    Raises:
+        UserError: it does not fit.
+    """
     teachers = _teachers(context, row, 0, Start({}, ()), [])
-    read = partial(_read_larger, context)
+
+    def read(*larger):
+        if larger not in seen:
+            seen.add(larger)
+            _read_larger(context, *larger)
+
     row.method.teacher(teachers._replace(same=lambda: None, larger=read))
 
 

@@ -231,8 +231,7 @@ def _parse_all(kinds: Mapping[str, tuple], raw: Mapping[str, Any], prefix: str) 
     found, values = Problems(), {}
     for key in sorted(set(map(str, raw)) - kinds.keys()):  # {1: 2} has keys, too
         near = checked.nearest(dot + key, [dot + other for other in sorted(kinds)])
-        with found.noted():
-            raise UserError(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
+        found.add(f"config.{dot}{key}: no such key.{near} {_ALL_KEYS}")
     for key, (kind, metadata) in kinds.items():
         with found.noted():
             if key not in raw:

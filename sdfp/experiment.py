@@ -9,7 +9,7 @@ for each row:      rows.py: the methods of its name, and candidates where settin
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from sdfp import (
 from sdfp.methods.registry import METHODS
 from sdfp.models.registry import BACKBONES
 from sdfp.preparation import Prepared, prepare
+from sdfp.problems import Problems
 from sdfp.results import Results, earlier
 from sdfp.rows import Row
 from sdfp.settings import Experiment
@@ -66,7 +67,7 @@ def plan(raw: Mapping[str, Any], wish: Wish) -> dict[str, dict[str, Any]]:
 
 def check(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> None:
     """Everything that `run` does before it trains; nothing is kept. Raises UserError as `run`."""
-    with _prepared(parse(raw), workdir, wish) as (prepared, _):
+    with _prepared(parse(raw), workdir, wish, lock.held_behind) as (prepared, _):
         for line in prepared.start.told:
             report.say(line)
     report.say("check: no problem found; nothing was trained")
@@ -91,7 +92,7 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         signals.Interrupted: a signal came; what is done is saved.
     """
     settings = parse(raw)
-    with _prepared(settings, workdir, wish) as (prepared, groups):
+    with _prepared(settings, workdir, wish, lock.held) as (prepared, groups):
         context, start, source = prepared
         input = context.target.data.input
         init = initial.kept(start, settings, context.place, input)
@@ -109,15 +110,22 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
 
 @contextlib.contextmanager
 def _prepared(
-    settings: Experiment, workdir: Path, wish: Wish
+    settings: Experiment, workdir: Path, wish: Wish, held: Callable
 ) -> Iterator[tuple[Prepared, list[list[Row]]]]:
-    """A run that can begin, and its rows; within, the work directory is this run's alone."""
+    """A run that can begin, and its rows; within, the work directory is this run's alone.
+
+    Args:
+        held: `lock.held`, or another function of that module.
+    """
     groups = rows.expand(settings, wish.grid)
-    precision = parallel.precision(settings.precision)
-    preflight.check_precision(settings.model, precision)
-    parallel.keep_programs(settings.run.compilation_cache)
-    with lock.held(workdir), signals.handled(), precision.context():
-        yield prepare(settings, groups, workdir, precision, wish.pretrain_seeds), groups
+    found, precision = Problems(), parallel.precision("float32")
+    with found.noted():
+        precision = parallel.precision(settings.precision)
+        preflight.check_precision(settings.model, precision)
+    with found.noted():
+        parallel.keep_programs(settings.run.compilation_cache)
+    with held(workdir), signals.handled(), precision.context():
+        yield prepare(found, settings, groups, workdir, precision, wish.pretrain_seeds), groups
 
 
 def refuse_failed(results: Mapping[str, Any]) -> None:

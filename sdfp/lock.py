@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdfp import hosts, report
+from sdfp import hosts, report, signals
 from sdfp.types import UserError
 
 NAME = "lock"
@@ -56,7 +56,9 @@ def held(workdir: Path) -> Iterator[None]:
             file.write((json.dumps(holder, indent=2) + "\n").encode())
         died = False
         try:
-            yield
+            # Who asks twice to stop wants it so: that is no death.
+            with signals.before_exit(lambda: _remove(workdir)):
+                yield
         except Exception as error:
             died = hosts.lost(error)  # of what kills another process, this one dies, too
             raise
@@ -67,7 +69,7 @@ def held(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_behind(workdir: Path) -> Iterator[None]:
-    """The same behind a run, for what its end takes: what the run left in the file stays.
+    """The same for what is no run (the end of one, a check): what a run left in the file stays.
 
     Raises:
         Busy, UserError: as `held`.
@@ -86,10 +88,13 @@ def _remove(workdir: Path) -> None:
 
 
 def _deaths(workdir: Path, left: dict[str, Any]) -> dict[str, Any]:
-    """What is saved there, and how many runs died since, by what the last one `left`."""
+    """What is saved there, and how often this command died since, by what the last run `left`."""
     names = (str(path.relative_to(workdir)) for pattern in SAVED for path in workdir.glob(pattern))
-    saved = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
-    deaths = left.get("deaths", 0) + 1 if left.get("saved") == saved else 0
+    # With another command it is another run.
+    told = "\n".join([report.command(), *sorted(names)])
+    saved = hashlib.sha256(told.encode()).hexdigest()[:16]
+    before = left.get("deaths")
+    deaths = before + 1 if left.get("saved") == saved and isinstance(before, int) else 0
     if deaths >= DEATHS:
         raise UserError(
             f"--workdir={workdir}: the last {deaths} runs died here, none with an error of its "

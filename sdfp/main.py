@@ -23,11 +23,12 @@ def main(argv: list[str]) -> None:
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
     hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
-    with signals.handled(), hosts.own_workdir(workdir) as own, page.written_last(own):
+    with signals.handled(), hosts.own_workdir(workdir) as own:
         if _CHECK.value:
             experiment.check(values, own)
             return
-        experiment.conclude(experiment.run(values, own), own)
+        with page.written_last(own):
+            experiment.conclude(experiment.run(values, own), own)
 
 
 def run() -> None:

@@ -5,7 +5,7 @@ state and data that stay on a device are certain; what the compiler keeps for th
 an estimate.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +28,10 @@ class Need(NamedTuple):
     """Bytes of one device."""
 
     held: int
-    """Parameters and their gradients, the optimiser's state, a teacher, resident data: certain."""
+    """Parameters and their gradients, the optimiser's state, resident data: certain."""
     activations: int
-    """What the forward pass of one micro-batch leaves for the backward pass, as traced."""
+    """What the forward pass of one micro-batch leaves for the backward pass, as traced; and a
+    teacher, which is not there once its outputs are a table."""
 
 
 class Step(NamedTuple):
@@ -46,38 +47,49 @@ class Step(NamedTuple):
 
 
 def check(
-    context: Context, candidates: Iterable[Row], params: Params, source: Source | None
+    context: Context,
+    candidates: Iterable[Row],
+    params: Params,
+    source: Source | None,
+    left: Collection[str],
 ) -> None:
     """Tells the largest need of a run.
 
     Args:
         params: theta_init and phi_init, or their shapes.
         source: where there is a stage "pretrain".
+        left: the stages that are not finished.
 
     Raises:
         UserError: what is certain alone is more than a device has.
     """
-    needs = _needs(context, candidates, params, source)
+    needs = _needs(context, candidates, params, source, left)
+    if not needs:
+        return
     there = parallel.memory(context.place.devices)
     name, need = max(needs.items(), key=lambda item: sum(item[1]))
-    told = f"memory: {name} needs about {_gb(sum(need))} of a device"
+    told = f"memory: {name} needs about {report.gigabytes(sum(need))} of a device"
     if there is None:
         report.say(told)
         return
     held_by, most = max(needs.items(), key=lambda item: item[1].held)
     if most.held > there:
         raise UserError(
-            f"memory: {held_by} needs {_gb(most.held)} of a device for parameters, gradients, "
-            f"AdamW and data alone, {_gb(there)} are there: take a smaller model, a larger "
-            "device, or a lower config.run.resident_gb"
+            f"memory: {held_by} needs {report.gigabytes(most.held)} of a device for parameters, "
+            f"gradients, AdamW and data alone, {report.gigabytes(there)} are there: take a smaller "
+            "model, a larger device, or a lower config.run.resident_gb"
         )
-    report.say(f"{told}, {_gb(there)} are there")
+    report.say(f"{told}, {report.gigabytes(there)} are there")
     if sum(need) > there:
         report.say("warning: memory: if it fails, raise accumulate in the recipes of config.stages")
 
 
 def _needs(
-    context: Context, candidates: Iterable[Row], params: Params, source: Source | None
+    context: Context,
+    candidates: Iterable[Row],
+    params: Params,
+    source: Source | None,
+    left: Collection[str],
 ) -> dict[str, Need]:
     """Of every stage; those that are alike are traced once."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
@@ -89,6 +101,7 @@ def _needs(
         recipe = settings.stages.pretrain
         loss_fn, tx = algorithm.masked_loss(context.backbone), optim.adamw_of(recipe)
         steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), shapes, None))
+    steps = [step for step in steps if step[0] in left]
     devices, fsdp = context.place.devices.count, settings.parallel.fsdp
     alike = {step: (trained, frozen) for _, step, trained, frozen in steps}
     known = {
@@ -121,8 +134,9 @@ def _steps(
     teacher = evaluation.eval_logits(backbone) if taught else None
     tx = row.method.make_optimizer(recipes.finetune)
     step = Step(row.method.finetune_loss(backbone), recipes.finetune, "train", tx, teacher)
-    name = row.finetuning_stage(row.settings.seeds[0])
-    return [*found, (name, step, classifier, classifier if taught else None)]
+    frozen = classifier if taught else None
+    names = map(row.finetuning_stage, row.settings.seeds)
+    return found + [(name, step, classifier, frozen) for name in names]
 
 
 def need_of(
@@ -142,10 +156,13 @@ def need_of(
         devices: that share a micro-batch; with `fsdp` also what is held between steps.
     """
     state = jax.eval_shape(step.tx.init, params)
-    held = _size(params) + _size(state) + _size(frozen)
+    # Not the devices' own: with pmap they have another shape.
+    arrays = {name: feed.split.arrays[name] for name in feed.resident}
+    resident = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in arrays.items()}
+    held = _size(params) + _size(state)
     if fsdp:  # a part of it, and for each step the whole of what the losses read
-        held = held // devices + _size(params) + _size(frozen)
-    held += _size(params) + _size(feed.resident)  # the gradient
+        held = held // devices + _size(params)
+    held += _size(params) + _size(resident)  # the gradient
     prepare = loop.make_prepare(prepare, step.recipe.augment, step.teacher)
 
     def forward(params, frozen, resident, batch, key):
@@ -158,11 +175,11 @@ def need_of(
         return jax.vjp(objective, params)[1]
 
     batch = _batch(feed, step.recipe, devices)
-    arguments = (params, frozen, dict(feed.resident), batch, jax.random.key(0))
+    arguments = (params, frozen, resident, batch, jax.random.key(0))
     traced = jax.make_jaxpr(forward)(*arguments).jaxpr
     given = {*traced.invars, *traced.constvars}
     kept = {var for var in traced.outvars if not isinstance(var, Literal)} - given
-    return Need(held, sum(_bytes(var.aval) for var in kept))
+    return Need(held, sum(_bytes(var.aval) for var in kept) + _size(frozen))
 
 
 def _batch(feed: Feed, recipe: Recipe, devices: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -182,7 +199,3 @@ def _size(tree: Any) -> int:
 
 def _bytes(array: Any) -> int:
     return array.size * getattr(array.dtype, "itemsize", 8)  # a key has no size of its own
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2g} GB"

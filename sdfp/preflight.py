@@ -1,6 +1,5 @@
 """What is loaded and checked before any training: mistakes are told before hours are spent."""
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ from sdfp.train import probe
 from sdfp.train.stage import Place
 from sdfp.types import Params, UserError, WorkdirError, one_line
 
+TRIAL = ".sdfp_trial"
+"""A name of our own: what is there under it is deleted."""
 STATE = 3
 """Times the parameters: those, and AdamW's two moments."""
 
@@ -38,8 +39,9 @@ def check_workdir(workdir: Path) -> None:
     Raises:
         UserError: it cannot be saved, or is not what was saved.
     """
-    # A name of our own: what is there under it is deleted.
-    trial, tree = workdir / f".sdfp_trial_{os.getpid()}", {"trial": np.arange(3, dtype=np.float32)}
+    for left in workdir.glob(f"{TRIAL}*"):  # by a run that was killed: the lock is ours now
+        shutil.rmtree(left, ignore_errors=True)
+    trial, tree = workdir / TRIAL, {"trial": np.arange(3, dtype=np.float32)}
     try:
         checkpoint.save(trial, tree, {})
         checkpoint.restore(trial, like=tree)
@@ -66,9 +68,11 @@ def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
     free = shutil.disk_usage(workdir).free
     if free < needed:
         raise UserError(
-            f"--workdir={workdir}: {needed / 1e9:.2g} GB are needed for checkpoints of "
-            f"{len(left)} stages, {free / 1e9:.2g} GB are free"
+            f"--workdir={workdir}: {report.gigabytes(needed)} are needed for checkpoints of "
+            f"{len(left)} stages, {report.gigabytes(free)} are free"
         )
+    told = f"disk: checkpoints of {len(left)} stages need {report.gigabytes(needed)} at most"
+    report.say(f"{told}, {report.gigabytes(free)} are free")
 
 
 CUDNN = "config.model.attention=cudnn"

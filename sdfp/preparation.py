@@ -33,6 +33,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
+    found: Problems,
     settings: Experiment,
     groups: list[list[Row]],
     workdir: Path,
@@ -42,6 +43,9 @@ def prepare(
     """Loads data, model and weights, and checks whether all that is planned can be done. Nothing is
     kept in the work directory.
 
+    Args:
+        found: what is known to be wrong already.
+
     Raises:
         UserError: with every mistake that can be found before training.
     """
@@ -50,7 +54,7 @@ def prepare(
     planned = rows.plan(settings, groups, pretrain_seeds)
     candidates = list(itertools.chain(*groups))
     target = source = start = context = None
-    found = Problems()
+    left: list[str] = []
     with found.noted():
         target = preflight.load_data("data", settings.data, place)
         target = preflight.with_probe(target, place)
@@ -60,7 +64,7 @@ def prepare(
     with found.noted():
         start = initial.read(settings, precision.dtype)
     with found.noted():
-        hosts.decide(lambda: _check_workdir(workdir, start, planned))
+        left = hosts.decide(lambda: _check_workdir(workdir, start, planned))
     if target:
         with found.noted():
             _check_held_out(settings, target.data, any(len(group) > 1 for group in groups))
@@ -70,11 +74,12 @@ def prepare(
         facts = {"data": target.data.facts}
         backbone, model = start.backbone, start.model
         context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
+        seen: set = set()
         for row in candidates:
             with found.noted():
-                cells.check_teacher(context, row)
+                cells.check_teacher(context, row, seen)
         with found.noted():
-            memory.check(context, candidates, start.shapes, source)
+            memory.check(context, candidates, start.shapes, source, left)
     if hosts.any_of(found.any()) and not found.any():
         found.add("another process of this run has found mistakes; see what it says")
     found.stop()
@@ -107,19 +112,21 @@ def _greet(settings: Experiment, place: Place, precision: Precision) -> None:
     )
 
 
-def _check_workdir(workdir: Path, start: Initial | None, planned: dict) -> None:
-    """Whether it can be written, what is there is of this run, and the rest has room."""
+def _check_workdir(workdir: Path, start: Initial | None, planned: dict) -> list[str]:
+    """Whether it can be written, what is there is of this run, and the rest has room. Returns the
+    stages that are not finished."""
     preflight.check_workdir(workdir)
     found = Problems()
-    for name, known in planned.items():
-        with found.noted():
+    with found.noted():  # the first of them tells what differs
+        for name, known in planned.items():
             kept.check_known(workdir / "stages" / name, known)
-    if start:
-        with found.noted():
+        if start:
             kept.check_known(workdir / "stages" / "init", start.identity)
+    if start:
         with found.noted():
             preflight.check_space(workdir, start.shapes, planned)
     found.stop()
+    return [name for name in planned if not (workdir / "stages" / name / "final").exists()]
 
 
 def _check_held_out(settings: Experiment, data: Dataset, choice: bool) -> None:

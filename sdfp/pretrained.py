@@ -256,9 +256,13 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {one_line(error)}") from None
-    except (safetensors.SafetensorError, AttributeError, ValueError) as error:
-        # AttributeError: a number format that numpy does not have, such as float8. ValueError: an
-        # array without elements whose other sides are too long for numpy.
+    except AttributeError as error:
+        raise UserError(
+            f"{file}: holds a number format that cannot be read here, such as float8 "
+            f"({one_line(error)}): convert it to float32 or bfloat16"
+        ) from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        # ValueError: an array without elements whose other sides are too long for numpy.
         raise UserError(
             f"{file}: not a whole safetensors file ({_impostor(file)}): {one_line(error)}"
         ) from None

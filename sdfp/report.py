@@ -245,6 +245,12 @@ def command() -> str:
     return shlex.join([Path(interpreter).name, *arguments])
 
 
+def gigabytes(size: float) -> str:
+    """Bytes for people, two digits at least."""
+    gb = size / 1e9
+    return f"{gb:.1f} GB" if gb >= 10 else f"{gb:.2g} GB"
+
+
 def summarise(values: Sequence[float]) -> dict[str, float | int | None]:
     """Mean and sample standard deviation; no deviation from a single value."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -258,7 +264,8 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
         rows.setdefault(entry["method"], []).append(entry)
     told = {}
     for method, runs in rows.items():
-        columns = [k for k in runs[0] if k.endswith(("_loss", "accuracy", "_f1"))] + ["distance"]
+        shared = [key for key in runs[0] if all(key in run for run in runs)]  # not so of old ones
+        columns = [k for k in shared if k.endswith(("_loss", "accuracy", "_f1")) or k == "distance"]
         told[method] = {runs[0]["metric"]: summarise([run["value"] for run in runs])}
         told[method] |= {column: summarise([run[column] for run in runs]) for column in columns}
     return told

@@ -23,6 +23,11 @@ def earlier(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / NAME
     try:
+        if path.exists():
+            path.read_bytes()
+    except OSError as error:  # not damaged: nothing is done to it
+        raise WorkdirError(f"{path}: cannot be read: {one_line(error)}") from error
+    try:
         return checked.read_results(path) if path.exists() else {}
     except UserError as error:
         aside = path.with_name(NAME + ".damaged")

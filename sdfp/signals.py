@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 GRACE = 25.0
 """Seconds for the main thread to come round: the notice of a spot machine is 30."""
@@ -63,6 +63,8 @@ class _Watch:
             second = self._next(None)
         if second != 0:
             _tell(f"stopped by {name}, without a save; {GOES_ON}")
+            for act in _before_exit:
+                act()
             os._exit(128 + first)
 
     def _next(self, seconds: float | None) -> int | None:
@@ -77,6 +79,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None  # signals are the process's, and so is this
+_before_exit: list[Callable[[], None]] = []
 
 
 def _tell(line: str) -> None:
@@ -107,6 +110,16 @@ def handled() -> Iterator[None]:
         watch.kernel.close()
         watch.thread.join()
         watch.ours.close()
+
+
+@contextlib.contextmanager
+def before_exit(act: Callable[[], None]) -> Iterator[None]:
+    """Within, `act` is called where a signal ends the process at once."""
+    _before_exit.append(act)
+    try:
+        yield
+    finally:
+        _before_exit.remove(act)
 
 
 @contextlib.contextmanager

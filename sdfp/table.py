@@ -59,14 +59,15 @@ def make(
             report.say(line)
         return
     hosts.start(processes)
-    with signals.handled(), hosts.own_workdir(workdir) as own, page.written_last(own):
+    with signals.handled(), hosts.own_workdir(workdir) as own:
         if only_check:
             experiment.check(values, own, wish)
             return
-        results = experiment.run(values, own, wish)
-        if results["results"] or results["failed"]:
-            join([own], own)
-        experiment.refuse_failed(results)
+        with page.written_last(own):
+            results = experiment.run(values, own, wish)
+            if results["results"] or results["failed"]:
+                join([own], own)
+            experiment.refuse_failed(results)
 
 
 def join(workdirs: Sequence[Path], out: Path) -> None:
@@ -111,7 +112,6 @@ def _check(
         "pretrain_seeds",
         "list",
         "check",
-        *hosts.HELP,
     )
     if given.joined:
         for name in (*of_run, *hosts.HELP):

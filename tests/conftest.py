@@ -1,6 +1,7 @@
 """Shared by all tests: strict numerics, quick compilation, and where the real data is."""
 
 import os
+import signal
 from pathlib import Path
 
 # Half of the suite's time would go into optimising programs that run for milliseconds. Set
@@ -11,6 +12,8 @@ import jax
 import programs
 import pytest
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in a script's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and processes of tests hear it
 programs.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

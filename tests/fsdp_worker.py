@@ -35,7 +35,9 @@ NET = {
 }
 OPTIMIZERS = {
     "adamw": training.optim.adamw_of,
-    "mars": lambda recipe: mars.make_optimizer(recipe, mars.Settings(radius=0.03, head_radius=3.0)),
+    "mars": lambda recipe: mars.make_optimizer(
+        recipe, mars.Settings(radius=0.005, head_radius=1.0)
+    ),
     "recadam": lambda recipe: recadam.make_optimizer(
         recipe, recadam.Settings(penalty=10.0, schedule="sigmoid", steepness=0.5, midpoint=3)
     ),

@@ -199,7 +199,9 @@ def test_it_is_part_of_what_a_training_stage_is_not_of_theta_init():
 
 
 def test_a_kept_model_is_plain(tmp_path):
-    card = Card(FUSED, {"kind": "image"}, ("a", "b"))
+    size = {"image_size": FUSED.image_size, "channels": FUSED.channels}
+    statistics = {"mean": [0.5] * FUSED.channels, "std": [0.5] * FUSED.channels}
+    card = Card(FUSED, {"kind": "image", **size, **statistics}, ("a", "b"))
     params = vit_mae.make(PLAIN, jnp.float32).init(KEY)
     make = lambda directory: (jax.device_get(params), {})
     kept.keep(tmp_path, "init", {}, trained.to_json("vit_mae", card), make)

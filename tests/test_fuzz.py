@@ -45,11 +45,11 @@ def refusal(call, *arguments) -> str:
     try:
         call(*arguments)
     except UserError as error:
-        line = " ".join(str(error).splitlines())  # as cli.exit_code tells it: keys may hold any
+        lines = error.problems
     else:
         return ""
-    assert len(line) < 1500
-    return line
+    assert max(map(len, lines)) < 1500
+    return "; ".join(lines)
 
 
 # --- settings

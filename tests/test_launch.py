@@ -181,7 +181,7 @@ def test_a_jobset_has_a_pod_for_each_process():
         "data": "/data",
         "memory": "/dev/shm",
     }
-    assert jobset("-m", "sdfp.main")["spec"]["failurePolicy"]["maxRestarts"] == 20
+    assert jobset("-m", "sdfp.main")["spec"]["failurePolicy"]["maxRestarts"] == 100
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_slurm_requeues_what_was_pre_empted_and_no_fault(tmp_path, codes, ends_w
 def test_slurm_does_not_requeue_for_ever(tmp_path):
     asked = tmp_path / "asked"
     environment = stand_ins(tmp_path / "bin", srun="exit 10", scontrol=f"touch {asked}")
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "20"}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "100"}
     done = launch("slurm.sh", "--inside", "-m", "sdfp.main", environment=environment)
     assert (done.returncode, asked.exists()) == (10, False)
 

@@ -79,7 +79,9 @@ def test_a_config_is_checked_to_its_end(tmp_path):
         "config.run.log_every: missing",
     ):
         assert any(line.startswith(key) for line in found), key
-    found = problems(tmp_path, "seeds=1,1", "stages.finetune.warmup_steps=99", "data.mean=(0.5,)")
+    found = problems(
+        tmp_path, "seeds=1,1", "stages.finetune.warmup_steps=99", "data.mean=(0.5,0.5)"
+    )
     assert [line.split(":")[0] for line in found] == [
         "config.seeds",
         "config.stages.finetune.warmup_steps",
@@ -142,6 +144,15 @@ def test_check_keeps_nothing_and_a_run_with_other_settings_follows(tmp_path, cap
     )
 
 
+def test_with_pmap_and_without_labels(tmp_path, capsys):
+    """With pmap the devices' arrays have another shape; without labels and masked stages there is
+    nothing to train."""
+    check(tmp_path, "parallel.backend=pmap")
+    assert "memory: " in capsys.readouterr().out
+    check(tmp_path, "data.name=sklearn_photos", "methods=('finetune',)", "init.kind=scratch")
+    assert "memory: " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tool", ["main", "table"])
 def test_check_as_a_process(tmp_path, tool):
     command = [sys.executable, "-m", f"sdfp.{tool}", "--check", f"--config={TINY}"]
@@ -201,7 +212,7 @@ def needs(monkeypatch, held, activations, there):
     class Nowhere:
         place = type("Place", (), {"devices": None})
 
-    memory.check(Nowhere, (), None, None)
+    memory.check(Nowhere, (), None, None, ())
 
 
 def test_memory_is_told_warned_of_and_refused(monkeypatch, capsys):

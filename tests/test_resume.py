@@ -463,7 +463,8 @@ def test_predictions_follow_the_split_that_is_reported(tmp_path, monkeypatch):
 
 def test_a_misspelt_parameter_name_is_refused(workdir):
     line = refused(workdir, "--config.stages.finetune.frozen=pos_embeds")
-    assert line.startswith("config.stages.finetune.frozen: no parameter is called 'pos_embeds'")
+    # Beside what the stage that is there was made with.
+    assert "config.stages.finetune.frozen: no parameter is called 'pos_embeds'" in line
 
 
 def test_a_workdir_that_is_a_file(tmp_path):

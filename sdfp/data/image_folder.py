@@ -140,7 +140,8 @@ def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]
             if twice := [name for name in columns if names.count(name) > 1]:
                 raise UserError(f"{file}, line 1: {names.count(twice[0])} columns {twice[0]}")
             for row in rows:
-                if None in row:  # what DictReader has no name for
+                # What DictReader has no name for; a comma at the end adds nothing.
+                if any(extra.strip() for extra in row.get(None) or ()):
                     raise UserError(
                         f"{file}, line {rows.line_num}: more fields than the first line names; put "
                         'double quotes around a value that holds a comma ("a, b")'

@@ -69,7 +69,7 @@ def from_torch(
     """
     torch_names.check_sizes(tensors, settings.depth, settings.dim)
     decoder = {n: t for n, t in tensors.items() if torch_names.bare(n).startswith("decoder")}
-    if decoder:
+    if not head and any("decoder_embed" in name for name in decoder):  # else another model's
         torch_names.check_sizes(decoder, settings.decoder_depth, settings.decoder_dim)
     tensors = _without_fused_projections(tensors)
     parts = ("encoder", "head" if head else "decoder")

@@ -66,5 +66,9 @@ def _sources(workdir: Path) -> dict[Path, tuple[int, int]]:
     """What the page is made of, and when it was written: to see whether any of it changes. Not
     whether it is newer than the page: a clock may be set back."""
     paths = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{report.METRICS}")]
-    found = ((path, path.stat()) for path in paths)
-    return {path: (status.st_mtime_ns, status.st_size) for path, status in found}
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # a folder that is being deleted
+            status = path.stat()
+            found[path] = (status.st_mtime_ns, status.st_size)
+    return found
