@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdfp import config, experiment, lock
+from sdfp import config, experiment, lock, signals
 from sdfp.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,25 @@ def test_what_follows_a_death_does_not_hide_it(tmp_path):
     with lock.held_behind(tmp_path), pytest.raises(lock.Busy, match="just begun"):
         take(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mended_command_starts_to_count_anew(tmp_path, monkeypatch):
+    """And what is no number, a hand or a damaged disk has written."""
+    assert [die(tmp_path) for _ in range(3)] == [0, 1, 2]
+    monkeypatch.setattr(lock.report, "command", lambda: "with a smaller batch")
+    assert die(tmp_path) == 0
+    found = json.loads((tmp_path / lock.NAME).read_text())
+    (tmp_path / lock.NAME).write_text(json.dumps({**found, "deaths": "many"}))
+    assert take(tmp_path)["deaths"] == 0
+
+
+def test_to_be_stopped_at_once_is_no_death(tmp_path):
+    """A second Ctrl-C ends the process without a clean end."""
+    with lock.held(tmp_path):
+        (act,) = signals._before_exit
+        act()
+        assert list(tmp_path.iterdir()) == []
+    assert signals._before_exit == []
 
 
 @pytest.fixture
