@@ -171,7 +171,7 @@ def test_platform_and_precision(monkeypatch, platform, precision, fits):
         preflight.check_precision(FUSED, chosen)
 
 
-def test_a_run_without_a_gpu_is_refused_before_anything_is_read(tmp_path):
+def test_a_run_without_a_gpu_is_refused_before_training(tmp_path):
     arguments = ["--config=configs/vit_cub.py:smoke", "--config.model.attention=cudnn"]
     done = subprocess.run(
         [sys.executable, "-m", "sdfp.main", *arguments, f"--workdir={tmp_path / 'run'}"],
@@ -182,11 +182,11 @@ def test_a_run_without_a_gpu_is_refused_before_anything_is_read(tmp_path):
         timeout=300,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "sdfp: config.model.attention=cudnn needs an NVIDIA GPU and config.precision=bfloat16; "
+    assert (  # with what else is wrong: there are no data and weights
+        "  - config.model.attention=cudnn needs an NVIDIA GPU and config.precision=bfloat16; "
         "this is cpu with float32. Use plain"
-    ]
-    assert not (tmp_path / "run").exists()
+    ) in done.stderr.splitlines()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_it_is_part_of_what_a_training_stage_is_not_of_theta_init():
@@ -201,7 +201,7 @@ def test_it_is_part_of_what_a_training_stage_is_not_of_theta_init():
 def test_a_kept_model_is_plain(tmp_path):
     size = {"image_size": FUSED.image_size, "channels": FUSED.channels}
     statistics = {"mean": [0.5] * FUSED.channels, "std": [0.5] * FUSED.channels}
-    card = Card(FUSED, {"kind": "image", **size, **statistics}, ("a", "b"))
+    card = Card(FUSED, {"kind": "image", **size, **statistics}, ())
     params = vit_mae.make(PLAIN, jnp.float32).init(KEY)
     make = lambda directory: (jax.device_get(params), {})
     kept.keep(tmp_path, "init", {}, trained.to_json("vit_mae", card), make)
