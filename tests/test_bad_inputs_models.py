@@ -96,7 +96,6 @@ FILES = {
     "no elements, but a long side": (file(of(shape=(0, 2**62), end=0)), "too big"),
     "70 sides": (file(of(shape=(1,) * 70, end=4), bytes(4)), "dimension"),
     "an unknown format": (file(of("F7"), EIGHT), "unknown variant"),
-    "float8": (file(of("F8_E4M3", (8,)), EIGHT), "float8"),
     "facts that are no texts": (file(of(__metadata__={"x": 1}), EIGHT), "expected a string"),
     "a pointer of Git LFS": (POINTER, "a pointer of Git LFS: run `git lfs pull`"),
     "a pickle": (pickle.dumps({"a": 1}), "a pickle: see `python -m sdfp.convert_pth --help`"),
@@ -113,6 +112,13 @@ def test_weight_files(tmp_path, bad):
     path.write_bytes(content)
     told = refused(why, pretrained.open_weights, str(tmp_path))
     assert told.startswith(f"{path}: not a whole safetensors file (")
+
+
+def test_a_number_format_that_numpy_does_not_have(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(file(of("F8_E4M3", (8,)), EIGHT))
+    told = refused("float8", pretrained.open_weights, str(tmp_path))
+    assert told.startswith(f"{path}: holds a number format that cannot be read here")
 
 
 def test_a_folder_that_is_called_like_a_weight_file(tmp_path):

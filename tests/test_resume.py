@@ -152,6 +152,7 @@ def flip_a_bit(folder):
     largest.write_bytes(data)
 
 
+@pytest.mark.slow  # six processes: a minute
 def test_stopped_once_in_every_kind_of_stage(finished, process, tmp_path):
     """SIGKILL around a save, or SIGTERM, and the same command again: in the end the same bits,
     metrics and results as undisturbed (and without checkpoints)."""

@@ -39,8 +39,6 @@ TOGETHER = 90.0
 """Seconds within which a process must end when another one is gone; a busy machine's."""
 DEVICES = 2
 """Of all processes, where there are several."""
-FORGIVEN = 3
-"""Deaths in a row before the first save, which are chance here; a run is refused after 5."""
 
 
 def listens(process: subprocess.Popen) -> bool:
@@ -110,7 +108,6 @@ class Soak:
     def stop_once(self, workdir: Path, longest: float, number: signal.Signals) -> str | None:
         """Starts, and stops at a random moment. Returns what was done; None if the run ended
         before."""
-        forgive(workdir / "lock")
         began, processes = time.monotonic(), self.start(workdir)
         in_save = self.rng.random() < 0.4
         until = began + self.rng.uniform(0.1 * longest, 1.2 * longest)
@@ -166,12 +163,6 @@ class Soak:
     def resumed(self, workdir: Path) -> str:
         read = sum(x.endswith(": finished, verified and read") for x in self.said(workdir))
         return f"{read} stages read, {self.trains(workdir) or 'none trained'}"
-
-
-def forgive(lock: Path) -> None:
-    """Early kills, before the first save, are no reason to refuse the next run."""
-    if lock.exists() and json.loads(lock.read_text() or "{}").get("deaths", 0) >= FORGIVEN:
-        lock.unlink()
 
 
 def outcome(workdir: Path) -> dict:
