@@ -24,6 +24,7 @@ Where do I find ...
                                             (types, ranges: settings.py, config_checks.py)
     devices, jit and pmap                   parallel.py
     several processes                       hosts.py
+    compiled programs, kept                 programs.py
     Orbax                                   checkpoint.py, nowhere else
     saves beside training                   train/saver.py
     SIGTERM, SIGINT; one run per workdir    signals.py; lock.py
@@ -34,7 +35,7 @@ Where do I find ...
     predictions for new images and texts    predict.py, data/inputs.py
     downloads                               data/fetch.py
     section 4: closed forms, figures        linear_model.py, theory.py
-    the paper's figures of finished runs       points.py, figure.py, drawing.py
+    the paper's figures of finished runs    points.py, figure.py, drawing.py
     report.html of a work directory         page/, one file for each of its sections
     flags                                   main.py, table.py
 """

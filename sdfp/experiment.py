@@ -21,6 +21,7 @@ from sdfp import (
     lock,
     parallel,
     preflight,
+    programs,
     report,
     rows,
     signals,
@@ -123,7 +124,7 @@ def _prepared(
         precision = parallel.precision(settings.precision)
         preflight.check_precision(settings.model, precision)
     with found.noted():
-        parallel.keep_programs(settings.run.compilation_cache)
+        programs.keep(settings.run.compilation_cache)
     with held(workdir), signals.handled(), precision.context():
         yield prepare(found, settings, groups, workdir, precision, wish.pretrain_seeds), groups
 

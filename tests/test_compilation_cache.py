@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sdfp import parallel
+from sdfp import programs
 from sdfp.types import UserError
 
 PROGRAM = """
 import sys, jax, jax.numpy as jnp
-from sdfp import parallel
+from sdfp import programs
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-parallel.keep_programs(sys.argv[1])
+programs.keep(sys.argv[1])
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(4)).sum(), end=" ")
@@ -49,20 +49,20 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path):
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path, mode):
     tmp_path.chmod(mode)
     with pytest.raises(UserError, match="others can write to it"):
-        parallel.keep_programs(str(tmp_path))
+        programs.keep(str(tmp_path))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
-        parallel.keep_programs(str(tmp_path / "file" / "folder"))
+        programs.keep(str(tmp_path / "file" / "folder"))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     """By whom it belongs to: on a disk for reading only, say."""
-    monkeypatch.setattr(parallel.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(programs.os, "access", lambda path, mode: False)
     with pytest.raises(UserError) as caught:
-        parallel.keep_programs(str(tmp_path))
+        programs.keep(str(tmp_path))
     assert str(caught.value) == f"config.run.compilation_cache={tmp_path}: it cannot be written"
 
 
@@ -80,6 +80,6 @@ def test_a_program_that_is_half_there_is_compiled_again(tmp_path):
 
 
 def test_none_by_default():
-    before = parallel.jax.config.jax_compilation_cache_dir
-    parallel.keep_programs("")
-    assert parallel.jax.config.jax_compilation_cache_dir == before
+    before = programs.jax.config.jax_compilation_cache_dir
+    programs.keep("")
+    assert programs.jax.config.jax_compilation_cache_dir == before
