@@ -224,6 +224,11 @@ def test_range(values, key, inside, outside, words):
     assert line.startswith(f"config.{key}: must be {words}; got {outside}")
 
 
+def test_an_integer_that_no_machine_number_holds(values):
+    put(values, "model.image_size", 2**63)
+    assert told(values).startswith("config.model.image_size: a number of 64 bits is expected; got ")
+
+
 def test_upper_bound():
     """No setting has one today, but `settings.number` offers it."""
 
