@@ -101,8 +101,6 @@ def scalar(kind: type, metadata: Mapping, raw: Any, key: str):
             raise UserError(f"{key}: a finite number is expected; got {shown(raw)}") from None
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
         raise UserError(f"{key}: {kind.__name__} is expected; got {shown(raw)}")
-    if kind is int and abs(raw) >= 2**63:
-        raise UserError(f"{key}: a number of 64 bits is expected; got {shown(raw)}")
     if kind is float and not math.isfinite(raw):
         raise UserError(f"{key}: a finite number is expected; got {raw!r}")
     if "options" in metadata:

@@ -248,7 +248,12 @@ def _value(kind: Any, metadata: Mapping, raw: Any, key: str):
     if get_origin(kind) is tuple:
         if not isinstance(raw, (tuple, list)):
             raise UserError(f"config.{key}: a tuple is expected; got {checked.shown(raw)}")
-        return tuple(
-            checked.scalar(get_args(kind)[0], metadata, item, f"config.{key}") for item in raw
-        )
-    return checked.scalar(kind, metadata, raw, f"config.{key}")
+        return tuple(_scalar(get_args(kind)[0], metadata, item, f"config.{key}") for item in raw)
+    return _scalar(kind, metadata, raw, f"config.{key}")
+
+
+def _scalar(kind: type, metadata: Mapping, raw: Any, key: str):
+    value = checked.scalar(kind, metadata, raw, key)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{key}: a number of 64 bits is expected; got {checked.shown(raw)}")
+    return value
