@@ -34,8 +34,8 @@ done
 restarts="${SDFP_RESTARTS:-100}"
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "SDFP_RESTARTS=$restarts: how often it may start again"
 
-# shellcheck disable=SC2016 # JSON is YAML, and quotes whatever the arguments hold. Kubernetes itself reads $(NAME).
-arguments="$(python3 -c 'import json, sys; print(json.dumps([a.replace("$(", "$$(") for a in sys.argv[1:]], ensure_ascii=False))' "$@")"
+# shellcheck disable=SC2016 # JSON is YAML, and quotes whatever the arguments hold. Kubernetes reads $(NAME), and $$ as $.
+arguments="$(python3 -c 'import json, sys; print(json.dumps([a.replace("$", "$$") for a in sys.argv[1:]], ensure_ascii=False))' "$@")"
 text="$(<"$here/jobset.yaml")"
 text="${text//@NAME@/$name}"
 text="${text//@IMAGE@/$image}"

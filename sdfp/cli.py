@@ -2,13 +2,17 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from sdfp.types import UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a disk that is full, or a quota or a limit that is used up, is told by."""
+PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+"""What a path is told by that this user may not reach, or nobody can."""
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -18,6 +22,11 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def path(text: str) -> Path:
+    """Of a flag; the shell leaves the ~ of --flag=~/x as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def exit_code(run: Callable[[], None]) -> int:
@@ -32,9 +41,10 @@ def exit_code(run: Callable[[], None]) -> int:
         print(*head, *lines, sep="\n", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in (*DISK, *PATHS):
             raise
-        print(f"sdfp: {error}; what was saved before is as it was", file=sys.stderr)
+        more = "; what was saved before is as it was" if error.errno in DISK else ""
+        print(f"sdfp: {error}{more}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("sdfp:", str(error) or "interrupted", file=sys.stderr)

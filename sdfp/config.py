@@ -1,16 +1,20 @@
 """Flags and config file -> ConfigDict -> settings. A mistake is one line that names the key."""
 
+import contextlib
+import copy
 import dataclasses
 import inspect
+import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from sdfp import checked, config_checks, settings
 from sdfp.problems import Problems
@@ -28,6 +32,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         program, *left = flags.FLAGS([a for a in argv if a not in overrides])
     except flags.Error as error:
         raise UserError(one_line(error)) from None
+    except SystemExit as error:  # absl ends --help with 1
+        raise SystemExit(0) from error
     if left:
         raise UserError(
             f"Arguments not understood: {' '.join(left)}. Overrides are written --config.key=value"
@@ -46,22 +52,31 @@ def read(file: str, overrides: Sequence[str] = ()) -> Any:
         A ConfigDict.
 
     Raises:
-        UserError: no such file, variant or key, or a value that cannot be read. What else
-            goes wrong inside the file is its own error.
+        UserError: no such file, variant or key, values that cannot be read (all of them), or
+            whatever goes wrong inside the file, with its line.
     """
-    config = _get_config(*file.split(":", 1))
-    known = dict(_items(config))
+    path, *variant = file.split(":", 1)
+    config = _get_config(os.path.expanduser(path), *variant)
+    with _users_code(path):  # a placeholder that must have a value
+        known = dict(_items(config))
     arguments, found = [], Problems()
     for override in overrides:
         with found.noted():
-            arguments += _arguments(override, known)
+            own = _arguments(override, known)
+            _changed(copy.deepcopy(config), own)
+            arguments += own
     found.stop()
+    return _changed(config, arguments)
+
+
+def _changed(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """With the values of `arguments`; of one alone, UserError where it cannot be read."""
     parser = flags.FlagValues()
     flag = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=arguments)
     try:
         parser(["", *arguments])
     except (flags.Error, ValueError, RecursionError) as error:  # --noconfig.key=1, ---...-1
-        raise UserError(one_line(error)) from None
+        raise UserError(f"{arguments[0]}: cannot be read: {one_line(error)}") from None
     return flag.value
 
 
@@ -84,22 +99,35 @@ def _get_config(path: str, *variant: str) -> ConfigDict:
         sys.path.append(root)
     if not path.endswith(".py") or not Path(path).is_file():
         raise UserError(f"--config={path}: no such Python file")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
+    with _users_code(path):
+        get_config = runpy.run_path(path).get("get_config")
+    if not callable(get_config):
         raise UserError(f"--config={path}: it has no function get_config")
     try:
         inspect.signature(get_config).bind(*variant)
     except TypeError:
         raise UserError(f"--config={path}: its get_config cannot take {variant}") from None
-    try:
+    with _users_code(path, *variant):
         config = get_config(*variant)
-    except ValueError as error:
-        if not variant:
-            raise
-        raise UserError(f"--config={path}:{variant[0]}: {one_line(error)}") from error
-    if not isinstance(config, ConfigDict):
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         raise UserError(f"--config={path}: its get_config returns no ConfigDict; got {config!r}")
     return config
+
+
+@contextlib.contextmanager
+def _users_code(path: str, *variant: str) -> Iterator[None]:
+    """Whatever goes wrong in a config file is the user's to mend, and told with its line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno]
+        if variant and isinstance(error, ValueError):  # there is no such variant
+            raise UserError(f"--config={path}:{variant[0]}: {one_line(error)}") from error
+        line = f", line {lines[-1]}" if lines else ""
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"--config={path}{line}: {told}") from error
 
 
 def _items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

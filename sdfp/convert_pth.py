@@ -101,8 +101,8 @@ def _read(source: Path) -> Mapping:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
     parser = cli.parser("sdfp.convert_pth", __doc__)
-    parser.add_argument("source", type=Path, metavar="IN.pth")
-    parser.add_argument("target", type=Path, metavar="OUT.safetensors")
+    parser.add_argument("source", type=cli.path, metavar="IN.pth")
+    parser.add_argument("target", type=cli.path, metavar="OUT.safetensors")
     arguments = parser.parse_args(argv)
 
     def run() -> None:

@@ -31,11 +31,11 @@ def export(workdir: Path, stage: str, out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = cli.parser("sdfp.export", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=cli.path, required=True, help="of the run")
     parser.add_argument("--stage", required=True, help="as in results.json, e.g. further_pretrain")
-    parser.add_argument("--out", type=Path, required=True, help="the new folder")
+    parser.add_argument("--out", type=cli.path, required=True, help="the new folder")
     given = parser.parse_args(argv)
-    return cli.exit_code(lambda: export(given.workdir.expanduser(), given.stage, given.out))
+    return cli.exit_code(lambda: export(given.workdir, given.stage, given.out))
 
 
 if __name__ == "__main__":

@@ -201,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("number", type=int, choices=sorted(AXES), help="as in the paper")
     several = "of runs that are there; several, or the flag repeated"
     workdirs = {"nargs": "+", "action": "extend", "metavar": "W", "help": several}
-    add("--workdir", type=Path, required=True, **workdirs)
-    add("--out", type=Path, required=True, metavar="FOLDER", help="made where it is not there")
+    add("--workdir", type=cli.path, required=True, **workdirs)
+    add("--out", type=cli.path, required=True, metavar="FOLDER", help="made where it is not there")
     given = parser.parse_args(argv)
     return cli.exit_code(lambda: make(given.number, given.workdir, given.out))
 

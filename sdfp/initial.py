@@ -17,7 +17,7 @@ from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
 from sdfp.train.kept import Outcome, keep
 from sdfp.train.stage import Place
-from sdfp.types import Params
+from sdfp.types import Params, UserError
 
 
 def architecture(name: str, model: Any, *also: str) -> dict[str, Any]:
@@ -63,7 +63,11 @@ def read(settings: Experiment, dtype: Any) -> Initial:
     if init.kind == "weights":
         weights = pretrained.open_weights(init.weights, init.revision)
         shapes = {name: array.shape for name, array in weights.tensors.items()}
-        model = family.read_config(model, weights.config, shapes)
+        try:
+            model = family.read_config(model, weights.config, shapes)
+        except UserError as error:
+            named = (f"{weights.path}: {problem}" for problem in error.problems)
+            raise UserError(*named) from error
         backbone = make_backbone(family, model, dtype)
         loaded, what = pretrained.load(weights, backbone, key, init.missing_decoder)
         params = jax.device_get(loaded)

@@ -44,7 +44,7 @@ def held(workdir: Path) -> Iterator[None]:
         UserError: the directory cannot be written, or the last `DEATHS` runs died there and saved
             nothing.
     """
-    with _open(workdir) as file:
+    with _made(workdir), _open(workdir) as file:
         holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -75,13 +75,25 @@ def held_behind(workdir: Path) -> Iterator[None]:
     Raises:
         Busy, UserError: as `held`.
     """
-    with _open(workdir) as file:
+    with _made(workdir), _open(workdir) as file:
         left = _content(file)
         try:
             yield
         finally:
             if not left:
                 _remove(workdir)
+
+
+@contextlib.contextmanager
+def _made(workdir: Path) -> Iterator[None]:
+    """Folders that are made for nothing are removed again."""
+    new = [path for path in (workdir, *workdir.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):  # something is in it
+                path.rmdir()
 
 
 def _remove(workdir: Path) -> None:
@@ -107,9 +119,13 @@ def _deaths(workdir: Path, left: dict[str, Any]) -> dict[str, Any]:
 
 def _open(workdir: Path) -> BinaryIO:
     """The file, open and locked; makes the directory."""
+    if (workdir / NAME).is_symlink():
+        raise UserError(f"{workdir / NAME}: a link, which no run has made: remove it")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         return _locked(workdir / NAME)
+    except FileExistsError as error:
+        raise UserError(f"--workdir={workdir}: a file or a broken link, no folder") from error
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
@@ -157,6 +173,6 @@ def _content(file: BinaryIO) -> dict[str, Any]:
     file.seek(0)
     try:
         found = json.loads(file.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

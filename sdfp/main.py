@@ -21,7 +21,7 @@ _OWN = flags.DEFINE_integer("process_id", None, hosts.HELP["process_id"])
 def main(argv: list[str]) -> None:
     """Runs the experiment that the flags describe."""
     values = config.read(_CONFIG.value, overrides=argv[1:])
-    workdir = Path(_WORKDIR.value or f"runs/{values.get('name')}")
+    workdir = cli.path(_WORKDIR.value or f"runs/{values.get('name')}")
     hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
     with signals.handled(), hosts.own_workdir(workdir) as own:
         if _CHECK.value:

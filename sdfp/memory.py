@@ -23,6 +23,9 @@ from sdfp.stages import Context
 from sdfp.train import evaluation, loop
 from sdfp.types import LossFn, Params, UserError
 
+SURE = 3
+"""Times what is there: so far above it no estimate is wrong (docs/performance.md)."""
+
 
 class Need(NamedTuple):
     """Bytes of one device."""
@@ -61,7 +64,7 @@ def check(
         left: the stages that are not finished.
 
     Raises:
-        UserError: what is certain alone is more than a device has.
+        UserError: what is certain alone is more than a device has, or all of it far more.
     """
     needs = _needs(context, candidates, params, source, left)
     if not needs:
@@ -78,6 +81,11 @@ def check(
             f"memory: {held_by} needs {report.gigabytes(most.held)} of a device for parameters, "
             f"gradients, AdamW and data alone, {report.gigabytes(there)} are there: take a smaller "
             "model, a larger device, or a lower config.run.resident_gb"
+        )
+    if sum(need) > SURE * there:
+        raise UserError(
+            f"{told}, {report.gigabytes(there)} are there: raise accumulate in config.stages, or "
+            "take a smaller model or a larger device"
         )
     report.say(f"{told}, {report.gigabytes(there)} are there")
     if sum(need) > there:

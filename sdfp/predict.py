@@ -160,35 +160,42 @@ def _whole_file(path: Path) -> Iterator[Any]:
 
 
 def _check_paths(source: Path, out: Path) -> None:
-    """Raises UserError where the input is not there, or is what would be written over."""
+    """Raises UserError where the input is not there, or what is no result would be written over."""
     try:
         if not source.exists():
             raise UserError(f"--input {source}: no such file or folder")
-        if out.exists() and out.samefile(source):
-            raise UserError(f"--out {out}: is the input, too; give another file")
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise UserError(f"--input {source}: cannot be read: {one_line(error)}") from error
+    try:
+        if not out.is_file():
+            return
+        with out.open("rb") as file:
+            ours = not (start := file.read(64)) or b",predicted,probability" in start
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out}: cannot be written: {one_line(error)}") from error
+    if not ours or out.samefile(source):
+        raise UserError(f"--out {out}: is there, and holds no predictions; give another file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = cli.parser("sdfp.predict", __doc__)
-    parser.add_argument("--model", type=Path, required=True, help="work directory, exported folder")
+    parser.add_argument(
+        "--model", type=cli.path, required=True, help="work directory, exported folder"
+    )
     parser.add_argument("--stage", default="", help="of a work directory, as in results.json")
-    parser.add_argument("--input", type=Path, required=True, help="images or texts, see above")
+    parser.add_argument("--input", type=cli.path, required=True, help="images or texts, see above")
     parser.add_argument("--text_column", default="text", help="of a .csv, .tsv or .jsonl of texts")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
+    parser.add_argument("--out", type=cli.path, required=True, help="the CSV file to write")
     parser.add_argument("--batch_size", type=int, default=64, help="over all devices")
     given = parser.parse_args(argv)
 
     def run() -> None:
         if given.batch_size < 1:
             raise UserError(f"--batch_size {given.batch_size}: must be at least 1")
-        source, out = given.input.expanduser(), given.out.expanduser()
+        source, out = given.input, given.out
         _check_paths(source, out)
-        model = trained.open_classifier(
-            given.model.expanduser(), given.stage, f"--model {given.model}"
-        )
+        model = trained.open_classifier(given.model, given.stage, f"--model {given.model}")
         kind = kind_of(model)
         try:
             listed = kind.find(source, given.text_column)

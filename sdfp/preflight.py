@@ -111,6 +111,16 @@ def check_attention(model: Any) -> None:
         report.say("attention: cuDNN, checked against the plain one")
 
 
+def check_apart(block: str, settings: Examples, workdir: Path) -> None:
+    """Raises UserError where the next run would take what this one writes for data."""
+    entry = DATASETS.get(settings.name)
+    if entry and entry.reads and entry.reads(settings.dir, workdir):
+        raise UserError(
+            f"--workdir={workdir}: lies among the images of config.{block}.dir={settings.dir}, "
+            "where the next run would look for images; give a folder elsewhere"
+        )
+
+
 def load_data(block: str, settings: Examples, place: Place) -> Source:
     """The data set that a block of the config names, with its counts said."""
     if settings.name not in DATASETS:

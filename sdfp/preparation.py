@@ -56,10 +56,12 @@ def prepare(
     target = source = start = context = None
     left: list[str] = []
     with found.noted():
+        preflight.check_apart("data", settings.data, workdir)
         target = preflight.load_data("data", settings.data, place)
         target = preflight.with_probe(target, place)
     if settings.init.kind == "pretrain":
         with found.noted():
+            preflight.check_apart("source", settings.source, workdir)
             source = preflight.load_data("source", settings.source, place)
     with found.noted():
         start = initial.read(settings, precision.dtype)
@@ -68,9 +70,12 @@ def prepare(
     if target:
         with found.noted():
             _check_held_out(settings, target.data, any(len(group) > 1 for group in groups))
+    fits = False
     if start:
-        _check_model(found, settings, start, target, source)
-    if target and start:
+        with found.noted():
+            _check_model(settings, start, target, source)
+            fits = True
+    if target and start and fits:  # what does not fit cannot be traced
         facts = {"data": target.data.facts}
         backbone, model = start.backbone, start.model
         context = Context(settings, place, target, backbone, model, precision, facts, {}, {}, {})
@@ -139,14 +144,10 @@ def _check_held_out(settings: Experiment, data: Dataset, choice: bool) -> None:
 
 
 def _check_model(
-    found: Problems,
-    settings: Experiment,
-    start: Initial,
-    target: Source | None,
-    source: Source | None,
+    settings: Experiment, start: Initial, target: Source | None, source: Source | None
 ) -> None:
     """Whether the model fits the data, the config and the machine."""
-    family = BACKBONES[settings.model_name]
+    found, family = Problems(), BACKBONES[settings.model_name]
     for block, data in (("data", target), ("source", source)):
         if data:
             with found.noted():
@@ -158,3 +159,4 @@ def _check_model(
         preflight.check_attention(start.model)
     with found.noted():
         preflight.check_names(settings, start.shapes)
+    found.stop()

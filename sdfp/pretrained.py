@@ -228,6 +228,11 @@ def _files_of(folder: Path, weights: str) -> list[Path]:
         if absent := sorted(names - {file.name for file in files}):
             raise UserError(f"{folder / INDEX} names shards that are not there: {some(absent)}")
         return [file for file in files if file.name in names]
+    if not files and ((folder / "stages").is_dir() or (folder / "final").is_dir()):
+        raise UserError(
+            f"{weights}: of a work directory: give what `python -m sdfp.export --workdir W "
+            "--stage further_pretrain --out FOLDER` writes"
+        )
     if not files:
         pickles = [file for suffix in PICKLES for file in sorted(folder.glob(f"*{suffix}"))]
         raise UserError(
@@ -264,4 +269,5 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def _float32(value: np.ndarray) -> jax.Array:
-    return jnp.asarray(value, jnp.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        return jnp.asarray(value.astype(np.float32))

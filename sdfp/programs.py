@@ -20,6 +20,8 @@ def keep(folder: str) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
+    except FileExistsError as error:
+        raise UserError(f"config.run.compilation_cache={folder}: a file; name a folder") from error
     except OSError as error:
         raise UserError(f"config.run.compilation_cache={folder}: {error.strerror}") from error
     if found.st_uid != os.getuid() or found.st_mode & 0o022:

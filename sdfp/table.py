@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE[:VARIANT]", help="as of sdfp.main")
     add("--methods", help=f"a,b,c of methods and {', '.join(registry.GROUPS)}; a row of two: a+b")
     add("--seeds", type=int, metavar="N", help="fine-tuning seeds 0 to N - 1")
-    add("--workdir", type=Path, help="default: runs/<config.name>")
+    add("--workdir", type=cli.path, help="default: runs/<config.name>")
     choice = "choose the value with the best score on the validation part"
     values = "METHOD.KEY=A,B,C"
     add("--tune", nargs="+", action="extend", default=[], metavar=values, help=choice)
@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--check", action="store_true", help=experiment.CHECK)
     add("--list", action="store_true", help="show what would run and what is there")
     joined = "join the tables of work directories; runs nothing"
-    add("--from", dest="joined", nargs="+", type=Path, metavar="WORKDIR", help=joined)
-    add("--out", type=Path, help="folder for the joined table; default: the current one")
+    add("--from", dest="joined", nargs="+", type=cli.path, metavar="WORKDIR", help=joined)
+    add("--out", type=cli.path, help="folder for the joined table; default: the current one")
     return parser
 
 

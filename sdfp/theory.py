@@ -16,7 +16,6 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -223,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
     parser = cli.parser("sdfp.theory", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FOLDER", help="made where it is not there")
+    add("--out", type=cli.path, required=True, metavar="FOLDER", help="made where it is not there")
     add("--seed", type=int, default=0, help="of the data; default: %(default)s")
     add("--examples", type=int, default=20, help="n; default: %(default)s")
     add("--features", type=int, default=40, help="d, more than n; default: %(default)s")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdfp import checked, checkpoint, pretrained
+from sdfp import checked, checkpoint, pretrained, sealed
 from sdfp.data import inputs
 from sdfp.models import hub_config
 from sdfp.models.interface import Card, Family
@@ -56,9 +56,10 @@ def open_stage(workdir: Path, stage: str) -> Trained:
     Raises:
         UserError: no such stage, not finished, or damaged.
     """
-    finished = stages(workdir)
+    finished, stage = stages(workdir), stage.strip("/")
     if stage not in finished:
-        if checkpoint.exists(workdir / "stages" / stage / "final"):
+        directory = workdir / "stages" / stage
+        if checkpoint.exists(directory / "final") and not (directory / MODEL).exists():
             raise UserError(
                 f"{workdir}: {stage} is finished, but has no {MODEL} (an older version made it): "
                 "run the same training command once more, it adds what is missing"
@@ -77,9 +78,10 @@ def open_stage(workdir: Path, stage: str) -> Trained:
 
 
 def _read_card(path: Path) -> tuple[Family, Card]:
-    """A model.json: the inverse of `to_json`. No digest tells whether it is what was written."""
+    """A model.json: the inverse of `to_json`."""
     advice = "delete it and run the same training command once more: it is written again"
     content = checked.read_json(path, advice, CARD)
+    sealed.check(path, content, advice)
     try:
         family = BACKBONES[content["family"]]
         values = hub_config.fields(family.settings, content["settings"], {}, path.name)

@@ -18,7 +18,7 @@ import tiny_vit
 from comparison_results import PLAIN, results, saved
 from test_bad_inputs import refused
 
-from sdfp import checked, checkpoint, comparison, points, trained
+from sdfp import checked, checkpoint, comparison, points, sealed, trained
 from sdfp import results as running
 from sdfp.data.interface import Split
 from sdfp.data.loading import Feed
@@ -205,7 +205,7 @@ def test_an_evaluation_that_lacks_a_metric(tmp_path, monkeypatch, capsys, lost):
     before = evaluated(tmp_path, monkeypatch)
     path = tmp_path / "evaluation.json"
     content = json.loads(path.read_text())
-    del content["metrics"][lost]
+    del content["metrics"][lost], content["sha256"]  # as an older version wrote it
     path.write_text(json.dumps(content))
     assert evaluated(tmp_path, monkeypatch) == before
     assert "measured again: other held-out data, class names or metrics" in capsys.readouterr().out
@@ -288,7 +288,7 @@ CARDS = {
 
 @pytest.mark.parametrize("path", CARDS)
 def test_a_model_with_a_wrong_value(stage, path):
-    """No digest is kept of it, so that an older one can be mended by hand."""
+    """Without a digest, as an older version wrote it."""
     value, why = CARDS[path]
     file = stage / "stages/finetune/finetune/seed_0/model.json"
     whole = file.read_text()
@@ -321,7 +321,41 @@ def test_a_model_that_is_not_that_of_its_parameters(stage, path, value):
         file.write_text(whole)
 
 
-@pytest.mark.parametrize("damage", ["zeros", "cut short", "a list"])
+def test_a_model_that_is_not_what_was_written(stage):
+    """Classes in another order would be other predictions."""
+    name = "finetune/finetune/seed_0"
+    file = stage / "stages" / name / "model.json"
+    whole = file.read_text()
+    content = json.dumps(sealed.seal(json.loads(whole)))
+    try:
+        file.write_text(content)
+        assert trained.open_stage(stage, name).card.class_names == ("x", "y")
+        for path, value in ((("class_names",), ["y", "x"]), (("settings", "heads"), 1)):
+            file.write_text(json.dumps(changed(path, value, json.loads(content))))
+            told = refused("damaged: not what was written", trained.open_stage, stage, name)
+            assert told.startswith(f"{file}: ")
+    finally:
+        file.write_text(whole)
+
+
+def test_an_evaluation_that_is_not_what_was_measured(tmp_path, monkeypatch, capsys):
+    before = evaluated(tmp_path, monkeypatch)
+    path = tmp_path / "evaluation.json"
+    path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 9'))
+    assert evaluated(tmp_path, monkeypatch) == before
+    assert f"{path}: damaged: not what was written; it is meas" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", evaluation.LEFT)
+def test_predictions_that_are_gone_are_made_again(tmp_path, monkeypatch, name):
+    before = evaluated(tmp_path, monkeypatch)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    assert evaluated(tmp_path, monkeypatch) == before
+    assert (tmp_path / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut short", "a list", "other classes"])
 def test_a_damaged_model_is_told_and_written_again(tmp_path, capsys, damage):
     """By the same training command, which needs nothing of it."""
     file = tmp_path / "stages/s/model.json"
@@ -329,7 +363,8 @@ def test_a_damaged_model_is_told_and_written_again(tmp_path, capsys, damage):
     make = lambda directory: ({"a": np.ones(2, np.float32)}, {})
     kept.keep(tmp_path, "s", {"seed": 0}, card, make)
     whole = file.read_bytes()
-    file.write_bytes(BYTES[damage])
+    other = whole.replace(b'"x"', b'"z"')
+    file.write_bytes(BYTES.get(damage, other))
     kept.keep(tmp_path, "s", {"seed": 0}, card, make)
     assert file.read_bytes() == whole
     told = capsys.readouterr().out.splitlines()

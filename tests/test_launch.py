@@ -14,7 +14,18 @@ import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
-AWKWARD = ["--config.name=a b", "it's", '"q"', "$(touch /tmp/never)", "a;b&c|d", "*", "é", "\\n"]
+AWKWARD = [
+    "--config.name=a b",
+    "it's",
+    '"q"',
+    "$(touch /tmp/never)",
+    "a;b&c|d",
+    "*",
+    "é",
+    "$$",
+    "pa$$word",
+    "\\n",
+]
 
 JOBSET = ("cub", "registry.example/sdfp:1", "2", "8", "--")
 RUN = """
@@ -194,11 +205,11 @@ def test_what_a_jobset_cannot_be(given, number):
 
 
 def test_a_pod_runs_the_arguments_as_they_are(tmp_path):
-    """The container's command, run as a pod would, after Kubernetes has replaced $$( by $(."""
+    """The container's command, run as a pod would, after Kubernetes has replaced $$ by $."""
     run = container(jobset("-m", "sdfp.main", *harmful(tmp_path)))
     environment = stand_ins(tmp_path / "bin", python="printf '%s\\0' \"$@\"")
     environment |= {"COORDINATOR": "first:8476", "JOB_COMPLETION_INDEX": "1"}
-    command = [*run["command"], *(word.replace("$$(", "$(") for word in run["args"])]
+    command = [*run["command"], *(word.replace("$$", "$") for word in run["args"])]
     done = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=True
     )

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,27 @@ def test_a_lock_that_tells_nothing(tmp_path, content):
         with pytest.raises(UserError, match="another run is at work in it: it has just begun"):
             take(tmp_path)
     assert take(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_a_link(tmp_path):
+    """What it leads to is not written over."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / lock.NAME).symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="lock: a link"):
+        take(tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_folders_that_are_made_for_nothing_are_removed(tmp_path):
+    (tmp_path / "own").mkdir()
+    for hold in (lock.held, lock.held_behind):
+        with hold(tmp_path / "own" / "a" / "b"):
+            assert (tmp_path / "own" / "a" / "b" / lock.NAME).exists()
+        assert list((tmp_path / "own").iterdir()) == []
+        with hold(tmp_path / "own" / "a" / "b"):
+            (tmp_path / "own" / "a" / "b" / "kept").touch()
+        assert (tmp_path / "own" / "a" / "b" / "kept").exists()
+        shutil.rmtree(tmp_path / "own" / "a")
 
 
 def test_a_lock_that_is_removed_between_opening_and_locking(tmp_path, monkeypatch):

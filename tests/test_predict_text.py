@@ -221,7 +221,7 @@ def test_mistakes(run, tmp_path, capsys):
     assert "no text in it" in mistake("text\n")
     assert "line 2: not UTF-8" in mistake(b"a\n\xff\n", name="in.txt")
     assert "at least 1" in mistake(batch_size=0)
-    assert "is the input, too" in mistake(out=good["--input"])
+    assert "is there, and holds no predictions" in mistake(out=good["--input"])
     assert "there is no folder" in mistake(out=tmp_path / "missing" / "p.csv")
     assert "no finished stage" in mistake(stage="finetune/x")
     assert "no classifier head" in mistake(stage="init")

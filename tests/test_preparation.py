@@ -98,6 +98,16 @@ def test_several_overrides_are_misspelt():
     ]
 
 
+def test_several_values_cannot_be_read():
+    with pytest.raises(UserError) as caught:
+        config.read(TINY, ["--config.seed=x", "--config.stages.finetune.steps=1e3", "--config.a=1"])
+    assert [line.split(":")[0] for line in caught.value.problems] == [
+        "--config.seed=x",
+        "--config.stages.finetune.steps=1e3",
+        "--config.a",
+    ]
+
+
 def test_data_source_weights_and_work_directory_in_one_list(tmp_path):
     """None of them needs another one."""
     folder = tmp_path / "stages" / "finetune" / "further_pretrain" / "seed_0"
@@ -115,6 +125,47 @@ def test_data_source_weights_and_work_directory_in_one_list(tmp_path):
     found = problems(tmp_path / "new", *changes[:2], *weights)
     assert len(found) == 2
     assert found[1] == f"{tmp_path}/mae.safetensors: no such file"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (("data.image_size=16",), "config.data.image_size"),
+        (("source.image_size=16",), "config.source.image_size"),
+        (("model.image_size=16",), "config.data.image_size"),
+        (("data.channels=3", "data.mean=0.5,0.5,0.5", "data.std=0.5,0.5,0.5"), "config.data.chan"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data(tmp_path, changes, line):
+    """Told among the others; what it would need is not traced."""
+    found = problems(tmp_path, *changes, "evaluate_on=validation")
+    assert any(told.startswith(line) for told in found), found
+    assert any(told.startswith("config.evaluate_on=validation: ") for told in found)
+
+
+@pytest.mark.parametrize(
+    ("files", "inside", "refused"),
+    [
+        (("cat/0.png", "dog/0.png"), "", True),
+        (("cat/0.png", "dog/0.png"), "runs/x", True),
+        (("cat/0.png", "dog/0.png"), "cat/run", True),
+        (("train/cat/0.png", "train/dog/0.png"), "train/run", True),
+        (("train/cat/0.png", "unlabelled/0.png"), "unlabelled", True),
+        (("train/cat/0.png", "train/dog/0.png"), "runs", False),
+        (("train.csv", "cat/0.png"), "cat/run", False),
+        (("train.csv", "unlabelled/0.png"), "unlabelled/run", True),
+    ],
+)
+def test_a_work_directory_among_the_images(tmp_path, files, inside, refused):
+    """The next run would take its pictures for data."""
+    for name in files:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    changes = ("data.name=image_folder", f"data.dir={tmp_path}/link")
+    found = problems(tmp_path / "d" / inside, *changes)
+    line = f"--workdir={tmp_path / 'd' / inside}: lies among the images of config.data.dir"
+    assert any(told.startswith(line) for told in found) == refused
 
 
 def test_a_larger_teacher_is_read_before_training(tmp_path):
@@ -167,7 +218,7 @@ def test_check_as_a_process(tmp_path, tool):
     assert ended.returncode == 2
     assert ended.stderr.startswith("sdfp: ")
     assert "/none" in ended.stderr
-    assert list((tmp_path / "w").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def objective(params, frozen, batch, key):
@@ -225,6 +276,8 @@ def test_memory_is_told_warned_of_and_refused(monkeypatch, capsys):
     )
     needs(monkeypatch, 2 * gb, 3 * gb, 4 * gb)
     assert "warning: memory: if it fails, raise accumulate" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"about 14.0 GB of a device, 4 GB are there: raise"):
+        needs(monkeypatch, 2 * gb, 12 * gb, 4 * gb)
     with pytest.raises(UserError, match=r"^memory: finetune needs 5 GB of a device for param"):
         needs(monkeypatch, 5 * gb, 0, 4 * gb)
 

@@ -281,9 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = sorted(key for key, entry in DATASETS.items() if entry.downloads)
     parser = cli.parser("sdfp.data.fetch", "Downloads the original files of a data set.")
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(known)}")
-    parser.add_argument("--dir", type=Path, required=True, metavar="D", help="folder for the files")
+    parser.add_argument("--dir", type=cli.path, required=True, metavar="D", help="for the files")
     given = parser.parse_args(argv)
-    name, folder = given.name, given.dir.expanduser()
+    name, folder = given.name, given.dir
 
     def run() -> None:
         if name not in known:

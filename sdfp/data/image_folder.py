@@ -70,6 +70,19 @@ def list_folder(folder: str) -> images.Listing:
     return images.Listing(train=train, class_names=(), source=f"images without labels in {root}")
 
 
+def reads(folder: str, path: Path) -> bool:
+    """Whether `list_folder` looks for images in `path` (that may not be there yet), too."""
+    root, path = Path(os.path.expanduser(folder)).resolve(), path.resolve()
+    if not folder or not path.is_relative_to(root):
+        return False
+    top = path.relative_to(root).parts[:1]
+    if (root / "train.csv").is_file():
+        return top == (UNLABELLED,)
+    if (root / "train").is_dir():
+        return top in {(name,) for name in (*sum(SPLITS.values(), ()), UNLABELLED)}
+    return True
+
+
 def _labelled(root: Path) -> Files:
     """The labelled images by split, empty where the folder has no labels."""
     csvs, folders = {}, {}

@@ -90,3 +90,5 @@ class Entry(NamedTuple):
     """Whether `config.data.source=tfds` is understood."""
     settings: type[Examples] = Data
     """What `load` takes: TextData where the set is of texts."""
+    reads: Callable | None = None
+    """(dir, path) -> whether new files in `path` become data, where they may."""

@@ -32,7 +32,7 @@ DATASETS: dict[str, Entry] = {
     "dogs": Entry(dogs.load, dogs.DOWNLOADS, tfds=True),
     "dtd": Entry(dtd.load, dtd.DOWNLOADS, tfds=True),
     "flowers": Entry(flowers.load, flowers.DOWNLOADS, tfds=True),
-    "image_folder": Entry(image_folder.load),
+    "image_folder": Entry(image_folder.load, reads=image_folder.reads),
     "package_docstrings": Entry(docstrings.load_source, settings=TextData),
     "scierc": Entry(scierc.load, scierc.DOWNLOADS, settings=TextData),
     "sklearn_photos": Entry(digits.load_photos),

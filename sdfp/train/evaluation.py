@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sdfp import checked, checkpoint, hosts, report
+from sdfp import checked, checkpoint, hosts, report, sealed
 from sdfp.data import loading
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
@@ -72,6 +72,9 @@ def distance(params: Params, reference: Params) -> float:
     return sum(jax.tree.leaves(jax.tree.map(squared, params, reference))) ** 0.5
 
 
+LEFT = ("predictions.csv", "confusion.csv")
+
+
 def evaluate(
     directory: Path,
     params: Params,
@@ -103,7 +106,9 @@ def evaluate(
         augmentation as train_accuracy, train_loss, ...
     """
     path = directory / "evaluation.json"
-    known = hosts.decide(lambda: _known(path, {"metrics": {str: checked.NUMBER}}))
+    read = lambda: _known(path, {"metrics": {str: checked.NUMBER}})
+    whole = lambda: all((directory / name).is_file() for name in LEFT)
+    known = hosts.decide(lambda: read() if whole() else None)
     if known:
         if known["identity"] == identity and known["metrics"].keys() >= MEASURED:
             return known["metrics"]
@@ -117,21 +122,25 @@ def evaluate(
     metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
     probability = np.exp(log_probability)
     directory.mkdir(parents=True, exist_ok=True)
-    report.save_predictions(
-        directory / "predictions.csv", held_out.ids, label, probability, class_names
-    )
+    report.save_predictions(directory / LEFT[0], held_out.ids, label, probability, class_names)
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
-    report.save_confusion(directory / "confusion.csv", matrix, class_names)
+    report.save_confusion(directory / LEFT[1], matrix, class_names)
     mistakes.save(directory, held_out, probability, class_names, show)
-    checkpoint.write_json(path, {"identity": identity, "metrics": metrics})
+    checkpoint.write_json(path, sealed.seal({"identity": identity, "metrics": metrics}))
     return metrics
+
+
+AGAIN = "it is measured again"
 
 
 def _known(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured before; None where nothing was, or its file is damaged, which is told."""
+    if not path.exists():
+        return None
     try:
-        what = {"identity": dict, **shape}
-        return checked.read_json(path, "it is measured again", what) if path.exists() else None
+        found = checked.read_json(path, AGAIN, {"identity": dict, **shape})
+        sealed.check(path, found, AGAIN)
+        return found
     except UserError as error:
         report.say(f"warning: {error}")
         return None
@@ -167,7 +176,7 @@ def masked_loss(
         rows=how["rows"],
     )
     value = float(losses.mean(dtype=np.float64))
-    checkpoint.write_json(path, {"identity": identity, "value": value})
+    checkpoint.write_json(path, sealed.seal({"identity": identity, "value": value}))
     return value
 
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import checked, checkpoint, hosts, report, signals
+from sdfp import checked, checkpoint, hosts, report, sealed, signals
 from sdfp.types import Params, UserError, WorkdirError
 
 MODEL = "model.json"
 CARD = {"family": str, "settings": dict, "input": {"kind": str}, "class_names": [str]}
 """Its shape, see `checked.misfit`."""
+
+
+AGAIN = "it is written again"
 
 
 class Outcome(NamedTuple):
@@ -71,7 +74,7 @@ def _open(directory: Path, final: Path, identity: dict[str, Any], card: Mapping[
     # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
     # use to this stage's parameters.
     if _class_names(directory / MODEL) != list(card["class_names"]):
-        checkpoint.write_json(directory / MODEL, card)
+        checkpoint.write_json(directory / MODEL, sealed.seal(card))
     return not final.is_dir()
 
 
@@ -89,7 +92,9 @@ def _class_names(path: Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        return checked.read_json(path, "it is written again", CARD)["class_names"]
+        card = checked.read_json(path, AGAIN, CARD)
+        sealed.check(path, card, AGAIN)
+        return card["class_names"]
     except UserError as error:
         report.say(f"warning: {error}")
         return None
