@@ -150,13 +150,21 @@ FOLDERS = {
         {},
         r"train\.csv, line 2: more fields than .*double quotes",
     ),
-    "one column twice": (table("path,label,label\na.png,x,y\n"), {}, r"line 1: 2 columns label"),
-    "a quote that never ends": (table('path,label\n"a.png,x\nsub/b.png,y\n'), {}, "empty path"),
-    "a null character": (table("path,label\na\0.png,x\n"), {}, "line 2: no file a"),
+    "one column twice": (table("path,label,label\na.png,x,y\n"), {}, r"line 1: 2 columns 'label'"),
+    "a quote that never ends": (
+        table('path,label\n"a.png,x\nsub/b.png,y\n'),
+        {},
+        "line 2: empty path",
+    ),
+    "a null character": (
+        table("path,label\na\0.png,x\nb.png,y" + " " * 99),
+        {},
+        "line 2: no file a",
+    ),
     "a folder in the table": (table("path,label\nsub,x\n"), {}, "line 2: no file sub in"),
-    "semicolons": (table("path;label\na.png;x\n"), {}, "line 1: no column label and path"),
-    "UTF-16": (table("path,label\na.png,x\n".encode("utf-16")), {}, "not a CSV file in UTF-8"),
-    "a header and no row": (table("path,label\n"), {}, "no image to train on"),
+    "semicolons": (table("path;label\na.png;x\n"), {}, "line 1: no column 'path' and 'label'.*';'"),
+    "UTF-16": (table("path,label\na.png,x\n".encode("utf-16")), {}, "line 1: not UTF-8"),
+    "a header and no row": (table("path,label\n"), {}, "names no image, there is only a first"),
     "a table of one class": (
         table("path,label\na.png,x\nsub/b.png,x\n"),
         {},
@@ -173,7 +181,7 @@ FOLDERS = {
             write_classes(folder / "val", {"a": 1, "c": 1}),
         ],
         {},
-        "validation has the class 'c', which train does not have",
+        "validation has classes that train does not have: 'c'",
     ),
     "a budget below the classes": (
         lambda folder: write_classes(folder, {"a": 3, "b": 3}),
@@ -246,6 +254,12 @@ SPLITS = {
     "two files for one split": ({"train.csv": "text,label\na,x\n"}, "both .* are there: keep one"),
     "a test without labels": ({"test.txt": "a\n"}, "plain lines have no labels"),
     "nothing unlabelled": ({"test.jsonl": GOOD, "unlabelled.txt": ""}, "unlabelled.txt: no text"),
+    "a damaged test and a damaged dev": (
+        {"test.jsonl": "{", "dev.jsonl": GOOD + "{"}, r"test\.jsonl, line 1: .*dev\.jsonl, line 3",
+    ),
+    "unlabelled in other letters": ({"unlabeled.txt": "a"}, r"call it unlabelled\.txt$"),
+    "valid": ({"valid.csv": ""}, r"valid\.csv looks like .*: call it dev\.csv$"),
+    "test in other letters": ({"Test.csv": ""}, r"call it test\.csv$"),
     "a damaged dev": ({"test.jsonl": GOOD, "dev.jsonl": GOOD + "{"}, r"dev\.jsonl, line 3"),
 }  # fmt: skip
 
