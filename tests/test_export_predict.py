@@ -149,7 +149,7 @@ def test_mistakes_with_predict(run, exported, tmp_path, capsys):
     assert "--stage is for work directories" in mistake(model=exported[STAGE], stage=STAGE)
     assert "no such file" in mistake(input=tmp_path / "nothing")
     assert "no image in it" in mistake(input=tmp_path / "empty")
-    assert "no column path" in mistake(input=tmp_path / "no_column.csv")
+    assert "no column 'path'" in mistake(input=tmp_path / "no_column.csv")
     assert "names no image" in mistake(input=tmp_path / "no_row.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "all_missing.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "text.jpg")
