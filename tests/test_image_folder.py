@@ -106,7 +106,7 @@ def test_empty_class_folder(tmp_path):
         (tmp_path / "train" / name).mkdir()
     write_classes(tmp_path / "test", {"a": 1, "b": 1})
     (tmp_path / "test" / "b" / "000.png").unlink()
-    refused(tmp_path, "class folder .*train/c, .*train/d: fill .*class folder .*test/b: fill")
+    refused(tmp_path, "class folder .*train/c, .*train/d holds no .*class folder .*test/b holds no")
 
 
 def test_empty_unlabelled_folder(tmp_path):
@@ -148,7 +148,7 @@ def test_two_validation_folders(tmp_path):
 def test_image_outside_the_class_folders(tmp_path):
     write_classes(tmp_path, {"a": 1, "b": 1})
     write_image(tmp_path / "lost.png")
-    refused(tmp_path, "lost.png in no class folder")
+    refused(tmp_path, "lost.png is in no class folder")
 
 
 @pytest.mark.parametrize(
@@ -280,6 +280,15 @@ def test_a_fraction_for_a_split_that_is_there(tmp_path):
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     write_classes(tmp_path / "test", {"a": 2, "b": 2}, first=9)
     refused(tmp_path, "test_fraction: the data set has its own test split", test_fraction=0.5)
+
+
+def test_a_class_that_test_does_not_have_is_remarked(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    write_classes(tmp_path / "test", {"a": 2, "b": 2}, first=9)
+    remark = "the test split has no example of 1 of the 3 classes: c"
+    assert load_folder(tmp_path).remarks == (remark,)
+    write_classes(tmp_path / "test", {"c": 1}, first=20)
+    assert load_folder(tmp_path).remarks == ()
 
 
 def test_images_of_test_that_train_has_are_counted(tmp_path):

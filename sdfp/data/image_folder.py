@@ -160,14 +160,17 @@ def read_classes(folder: Path, skip: str = "") -> list[tuple[Path, str]]:
         like a split.
     """
     if loose := _loose(folder):
-        more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
-        raise UserError(f"{loose[0]}{more} in no class folder: expected {folder}/<class>/<image>")
+        more = f" ({len(loose) - 1} more are, too)" if len(loose) > 1 else ""
+        raise UserError(
+            f"{loose[0]} is in no class folder{more}: expected {folder}/<class>/<image>"
+        )
     classes = {path: images_in(path) for path in _subfolders(folder, skip)}
     if like := [path for path in classes if path.name.lower() in splits.MEANT]:
         raise UserError(f"{like[0]} looks like a split, not a class: {NAMES}")
     if empty := [str(path) for path, found in classes.items() if not found]:
         raise UserError(
-            f"no images ({' '.join(SUFFIXES)}) in the class folder {some(empty)}: fill or remove it"
+            f"the class folder {some(empty)} holds no images ({' '.join(SUFFIXES)}): fill it or "
+            "remove it"
         )
     return [(path, place.name) for place, found in classes.items() for path in found]
 
