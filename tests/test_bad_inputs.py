@@ -167,7 +167,7 @@ FOLDERS = {
     "a folder in the table": (table("path,label\nsub,x\n"), {}, "line 2: no file sub in"),
     "semicolons": (table("path;label\na.png;x\n"), {}, "line 1: no column 'path' and 'label'.*';'"),
     "UTF-16": (table("path,label\na.png,x\n".encode("utf-16")), {}, "line 1: not UTF-8"),
-    "a header and no row": (table("path,label\n"), {}, "names no image, there is only a first"),
+    "a header and no row": (table("path,label\n"), {}, "no row below the first line"),
     "a table of one class": (
         table("path,label\na.png,x\nsub/b.png,x\n"),
         {},
@@ -217,7 +217,7 @@ TEXTS = {
     "UTF-16": ("csv", "text,label\na,x\n".encode("utf-16"), {}, "line 1: not UTF-8"),
     "a null character": ("csv", "text,label\na,x\nb\0,y\n", {}, "line 3: a null character"),
     "a byte order mark alone": ("jsonl", b"\xef\xbb\xbf", {}, "no text in it"),
-    "semicolons": ("csv", "text;label\na;x\n", {}, "no column 'text'.* separated by ';'; separat"),
+    "semicolons": ("csv", "text;label\na;x\n", {}, "no column 'text'.* separated by ';': separat"),
     "tabs in a .csv": ("csv", "text\tlabel\na\tx\n", {}, r"no column 'text'.* separated by '\\t'"),
     "a gzip": ("csv", gzip.compress(b"text,label\na,x\n"), {}, "line 1: not UTF-8"),
     "a list of objects": ("jsonl", "[" + GOOD.replace("\n", ",") + "]", {}, "line 1: not valid"),
@@ -254,15 +254,19 @@ def test_texts(tmp_path, bad):
 
 SPLITS = {
     "a label in test only": ({"test.jsonl": '{"text": "a", "label": "z"}'}, "1 of 1 test texts"),
+    "one in test and one in dev": (
+        dict.fromkeys(("test.jsonl", "dev.jsonl"), '{"text": "a", "label": "z"}'),
+        "1 of 1 test texts.*; 1 of 1 validation texts",
+    ),
     "two files for one split": ({"train.csv": "text,label\na,x\n"}, "both .* are there: keep one"),
     "a test without labels": ({"test.txt": "a\n"}, "plain lines have no labels"),
     "nothing unlabelled": ({"test.jsonl": GOOD, "unlabelled.txt": ""}, "unlabelled.txt: no text"),
     "a damaged test and a damaged dev": (
         {"test.jsonl": "{", "dev.jsonl": GOOD + "{"}, r"test\.jsonl, line 1: .*dev\.jsonl, line 3",
     ),
-    "unlabelled in other letters": ({"unlabeled.txt": "a"}, r"call it unlabelled\.txt$"),
-    "valid": ({"valid.csv": ""}, r"valid\.csv looks like .*: call it dev\.csv$"),
-    "test in other letters": ({"Test.csv": ""}, r"call it test\.csv$"),
+    "unlabelled in other letters": ({"unlabeled.txt": "a"}, r"make it unlabelled\.txt, or"),
+    "valid": ({"valid.csv": ""}, r"valid\.csv looks like .*: make it dev\.csv, or"),
+    "test in other letters": ({"Test.csv": ""}, r"make it test\.csv, or"),
     "a damaged dev": ({"test.jsonl": GOOD, "dev.jsonl": GOOD + "{"}, r"dev\.jsonl, line 3"),
 }  # fmt: skip
 

@@ -150,7 +150,7 @@ def test_mistakes_with_predict(run, exported, tmp_path, capsys):
     assert "no such file" in mistake(input=tmp_path / "nothing")
     assert "no image in it" in mistake(input=tmp_path / "empty")
     assert "no column 'path'" in mistake(input=tmp_path / "no_column.csv")
-    assert "names no image" in mistake(input=tmp_path / "no_row.csv")
+    assert "no row below" in mistake(input=tmp_path / "no_row.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "all_missing.csv")
     assert "none of the 1 images" in mistake(input=tmp_path / "text.jpg")
     assert "there is no folder" in mistake(out=tmp_path / "missing" / "p.csv")

@@ -164,7 +164,7 @@ def test_image_outside_the_class_folders(tmp_path):
         ("path,label\nb/../a.png,x\n", r"train\.csv, line 2: b/\.\./a\.png holds '\.\.'"),
         (
             "path,label\n/etc/hostname,x\n",
-            r"train\.csv, line 2: /etc/hostname .*paths are relative",
+            r"train\.csv, line 2: /etc/hostname is absolute: paths are relative",
         ),
         (
             "path,label\n\nx,x\ny,y\n",
@@ -176,7 +176,7 @@ def test_image_outside_the_class_folders(tmp_path):
             r"train\.csv, line 2: cannot read x{300}\.\.\. in .*long",
         ),
         ("path,label\n" + "x" * 200_000 + ",x\n", r"train\.csv, line 2: cannot read x{300}\.\.\. "),
-        ("path,label\n", r"train\.csv: it names no image"),
+        ("path,label\n", r"train\.csv: no row below the"),
     ],
 )
 def test_csv_faults_name_file_and_line(tmp_path, text, match):
@@ -237,22 +237,29 @@ def test_a_split_in_other_letters_is_no_class(tmp_path, name):
 
 @pytest.mark.parametrize("train", ["train", "train.csv", "."])
 @pytest.mark.parametrize(
-    "name", ["unlabeled", "Unlabelled", "valid", "Test", "valid.csv", "test.CSV"]
+    ("name", "called"),
+    [
+        ("unlabeled", "the folder unlabelled"),
+        ("Unlabelled", "the folder unlabelled"),
+        ("valid", "the folder validation"),
+        ("Test", "the folder test"),
+        ("valid.csv", "validation.csv"),
+        ("test.CSV", "test.csv"),
+    ],
 )
-def test_almost_the_name_of_a_split(tmp_path, train, name):
+def test_almost_the_name_of_a_split(tmp_path, train, name, called):
     """Refused where it could be meant: train.csv may list images of such folders."""
-    write_classes(tmp_path / ("images" if train == "train.csv" else train), {"a": 3, "b": 3})
-    is_csv, is_split = name.lower().endswith(".csv"), not name.lower().startswith("u")
+    kinds = ("file" if file.lower().endswith(".csv") else "folder" for file in (train, name))
     rows = "".join(f"images/{c}/{n}.png,{c}\n" for c in "ab" for n in ("000", "001"))
-    for file in {train, name} if is_csv else {train}:
-        if file.lower().endswith(".csv"):
+    for file, kind in zip((train, name), kinds, strict=True):
+        write_classes(tmp_path / ("images" if kind == "file" else file), {"a": 3, "b": 3})
+        if kind == "file":
             (tmp_path / file).write_text(f"path,label\n{rows}")
-    if not is_csv:
-        write_classes(tmp_path / name, {"a": 1, "b": 1})
-    if is_split and {train, is_csv} in ({"train", True}, {"train.csv", False}):
+    mixed = train != "." and train.endswith("csv") != name.lower().endswith("csv")
+    if mixed and called != "the folder unlabelled":
         assert load_folder(tmp_path, test_fraction=0.5).class_names == ("a", "b")
     else:
-        refused(tmp_path, rf"{name} looks like a split .*called train, test,", test_fraction=0.5)
+        refused(tmp_path, f"{name} looks like a split, .*: make it {called}, or", test_fraction=0.5)
 
 
 def test_an_empty_folder_of_almost_the_name_of_a_split(tmp_path):

@@ -35,10 +35,6 @@ READ = {
     UNLABELLED,
     *(f"{n}{end}" for names in SPLITS.values() for n in names for end in ("", ".csv")),
 }
-NAMES = (
-    "the folders of splits are called train, test, validation (or val) and unlabelled, their CSV "
-    "files train.csv, test.csv and validation.csv (or val.csv)"
-)
 TOLD = 4
 """Faulty lines of a CSV file."""
 
@@ -146,7 +142,11 @@ def _refuse_misnamed(root: Path, *, csvs: bool, folders: bool) -> None:
             continue
         counts = csvs if is_csv else folders or meant == UNLABELLED
         if counts and (is_csv or (path.is_dir() and images_in(path))):
-            raise UserError(f"{path} looks like a split ({meant}), but by another name: {NAMES}")
+            name = f"{meant}.csv" if is_csv and meant in SPLITS else f"the folder {meant}"
+            raise UserError(
+                f"{path} looks like a split, but by this name it is not read: make it {name}, or "
+                "call it something else if it is none"
+            )
 
 
 def read_classes(folder: Path, skip: str = "") -> list[tuple[Path, str]]:
@@ -166,7 +166,10 @@ def read_classes(folder: Path, skip: str = "") -> list[tuple[Path, str]]:
         )
     classes = {path: images_in(path) for path in _subfolders(folder, skip)}
     if like := [path for path in classes if path.name.lower() in splits.MEANT]:
-        raise UserError(f"{like[0]} looks like a split, not a class: {NAMES}")
+        raise UserError(
+            f"{like[0]} looks like a split, not a class: splits are called train, test, validation "
+            "(or val) and unlabelled, in lower case, and hold no further splits"
+        )
     if empty := [str(path) for path, found in classes.items() if not found]:
         raise UserError(
             f"the class folder {some(empty)} holds no images ({' '.join(SUFFIXES)}): fill it or "
@@ -175,37 +178,9 @@ def read_classes(folder: Path, skip: str = "") -> list[tuple[Path, str]]:
     return [(path, place.name) for place, found in classes.items() for path in found]
 
 
-def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    """The values of some columns of a CSV file, each row with "file, line n" for messages.
-
-    Raises:
-      UserError: not a CSV file in UTF-8, a column or a value is missing, or no row.
-    """
-    (_, header), *below = tables.rows(file, skipinitialspace=True)
-    advice = f"the first line must name {' and '.join(columns)}, separated by commas"
-    places = tables.places(file, header, columns, advice)
-    found = []
-    for line, fields in below:
-        where = f"{file}, line {line}"
-        # A comma at the end adds nothing.
-        if any(extra.strip() for extra in fields[len(header) :]):
-            raise UserError(
-                f"{where}: more fields than the first line names; put double quotes around a "
-                'value that holds a comma ("a, b")'
-            )
-        values = [fields[place].strip() if place < len(fields) else "" for place in places]
-        if fields and not all(values):
-            raise UserError(f"{where}: empty {' or '.join(columns)}")
-        if fields:
-            found.append((where, values))
-    if not found:
-        raise UserError(f"{file}: it names no image, there is only a first line")
-    return found
-
-
 def _read_csv(root: Path, file: Path) -> list[tuple[Path, str]]:
     files, faults = {}, []
-    for where, (path, label) in csv_rows(file, ("path", "label")):
+    for where, (path, label) in tables.values(file, ("path", "label")):
         if fault := _fault(root, path):
             faults.append(f"{where}: {fault}")
         elif root / path in files:
@@ -222,7 +197,7 @@ def _fault(root: Path, path: str) -> str:
     """Why a path in a CSV file is none of an image in the folder; empty where it is one."""
     shown = path if len(path) < 300 else f"{path[:300]}..."
     if Path(path).is_absolute():
-        return f"{shown} begins at the root of the disk: paths are relative to {root}"
+        return f"{shown} is absolute: paths are relative to {root}"
     if ".." in Path(path).parts:  # it could also name one image in two ways
         return f"{shown} holds '..': all images are below {root}, each by its direct path"
     try:

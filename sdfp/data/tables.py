@@ -90,9 +90,38 @@ def places(
     names = [name.strip() for name in header]
     told = f"the columns are {some(names) or 'none'}; {advice}"
     if len(names) == 1 and (other := next((mark for mark in ",;\t|" if mark in names[0]), "")):
-        told = f"they are separated by {other!r}; separate them by {delimiter!r}"
+        told = f"its columns are separated by {other!r}: separate them by {delimiter!r}"
     if missing := [name for name in wanted if name not in names]:
         raise UserError(f"{file}, line 1: no column {' and '.join(map(repr, missing))}; {told}")
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise UserError(f"{file}, line 1: {names.count(twice[0])} columns {twice[0]!r}; {told}")
     return [names.index(name) for name in wanted]
+
+
+def values(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """The values of some columns of a .csv file, each row with "file, line n" for messages; no
+    spaces around them, and blank lines are skipped.
+
+    Raises:
+        UserError: not a table in UTF-8, a column or a value is missing, or no row.
+    """
+    (_, header), *below = rows(file, skipinitialspace=True)
+    advice = f"the first line must name {' and '.join(columns)}, separated by commas"
+    wanted = places(file, header, columns, advice)
+    found = []
+    for line, fields in below:
+        where = f"{file}, line {line}"
+        # A comma at the end adds nothing.
+        if any(extra.strip() for extra in fields[len(header) :]):
+            raise UserError(
+                f"{where}: more fields than the first line names; put double quotes around a "
+                'value that holds a comma ("a, b")'
+            )
+        row = [fields[place].strip() if place < len(fields) else "" for place in wanted]
+        if fields and not all(row):
+            raise UserError(f"{where}: empty {' or '.join(columns)}")
+        if fields:
+            found.append((where, row))
+    if not found:
+        raise UserError(f"{file}: no row below the first line")
+    return found

@@ -75,8 +75,8 @@ def find(given: str) -> dict[str, Path]:
         meant = [file for file in known if splits.MEANT.get(file.stem.lower()) == split]
         if other := [file for file in meant if file not in found]:
             raise UserError(
-                f"{other[0]} looks like a split ({split}), but by another name: call it "
-                f"{names[0]}{other[0].suffix}"
+                f"{other[0]} looks like a split, but by this name it is not read: make it "
+                f"{names[0]}{other[0].suffix}, or call it something else if it is none"
             )
         if len(found) > 1:
             raise UserError(f"both {found[0]} and {found[1]} are there: keep one as {split}")
