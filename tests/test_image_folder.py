@@ -102,8 +102,11 @@ def test_no_folder(tmp_path):
 
 def test_empty_class_folder(tmp_path):
     write_classes(tmp_path / "train", {"a": 1, "b": 1})
-    (tmp_path / "train" / "c").mkdir()
-    refused(tmp_path, "class folder .*train/c holds no images")
+    for name in "cd":
+        (tmp_path / "train" / name).mkdir()
+    write_classes(tmp_path / "test", {"a": 1, "b": 1})
+    (tmp_path / "test" / "b" / "000.png").unlink()
+    refused(tmp_path, "class folder .*train/c, .*train/d holds no .*class folder .*test/b holds no")
 
 
 def test_empty_unlabelled_folder(tmp_path):
@@ -126,7 +129,8 @@ def test_no_test_split(tmp_path):
 def test_test_class_that_train_does_not_have(tmp_path):
     write_classes(tmp_path / "train", {"a": 1, "b": 1})
     write_classes(tmp_path / "test", {"a": 1, "zebra": 1})
-    refused(tmp_path, "test has the class 'zebra', which train does not have")
+    write_classes(tmp_path / "val", {"a": 1, "yak": 1, "zebra": 1})
+    refused(tmp_path, "test has .* not have: 'zebra'; .*validation has .* not have: 'yak', 'zebra'")
 
 
 def test_test_folder_alone_is_not_a_class(tmp_path):
@@ -150,19 +154,53 @@ def test_image_outside_the_class_folders(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("file,label\n", r"train\.csv, line 1: no column path"),
-        ("", r"train\.csv, line 1: no column label and path"),
+        ("file,label\n", r"train\.csv, line 1: no column 'path'; the columns are file, label"),
+        ("", r"train\.csv, line 1: no column 'path' and 'label'"),
         ("path,label\na.png,x\nmissing.png,x\n", r"train\.csv, line 3: no file missing\.png"),
         ("path,label\na.png\n", r"train\.csv, line 2: empty path or label"),
         ("path,label\na.png,\n", r"train\.csv, line 2: empty path or label"),
         ("path,label\na.png,x\na.png,y\n", r"train\.csv, line 3: a\.png stands in this file twice"),
-        ("path,label\n/etc/hostname,x\n", r"train\.csv, line 2: no file /etc/hostname"),
+        ("path,label\na.png,x\n./a.png,y\n", r"line 3: \./a\.png stands in this file twice"),
+        ("path,label\nb/../a.png,x\n", r"train\.csv, line 2: b/\.\./a\.png holds '\.\.'"),
+        (
+            "path,label\n/etc/hostname,x\n",
+            r"train\.csv, line 2: /etc/hostname is absolute: paths are relative",
+        ),
+        (
+            "path,label\n\nx,x\ny,y\n",
+            r"train\.csv, line 3: no file x .*train\.csv, line 4: no file y",
+        ),
+        ("path,label\n" + "x,x\n" * 9, r"line 5: no file x in [^;]*; .*train\.csv: 5 more lines"),
+        (
+            "path,label\n" + "x" * 5000 + ",x\n",
+            r"train\.csv, line 2: cannot read x{300}\.\.\. in .*long",
+        ),
+        ("path,label\n" + "x" * 200_000 + ",x\n", r"train\.csv, line 2: cannot read x{300}\.\.\. "),
+        ("path,label\n", r"train\.csv: no row below the"),
     ],
 )
 def test_csv_faults_name_file_and_line(tmp_path, text, match):
     write_image(tmp_path / "a.png")
     (tmp_path / "train.csv").write_text(text)
     refused(tmp_path, match)
+
+
+def test_faults_of_two_csv_files(tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\nx,a\n")
+    (tmp_path / "test.csv").write_text("path\n")
+    refused(
+        tmp_path, r"train\.csv, line 2: no file x in .*; .*test\.csv, line 1: no column 'label'"
+    )
+
+
+def test_a_file_of_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def is_file(path):  # tests may run as root, whom no mode stops
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train.csv").write_text("path,label\na/b.png,x\n")
+    monkeypatch.setattr(type(tmp_path), "is_file", is_file)
+    monkeypatch.setattr(image_folder, "_refuse_misnamed", lambda *_, **__: None)
+    refused(tmp_path, r"train\.csv, line 2: cannot read a/b\.png in .*: Permission denied")
 
 
 def test_broken_images_are_capped_and_named(tmp_path):
@@ -197,10 +235,67 @@ def test_a_split_in_other_letters_is_no_class(tmp_path, name):
         refused(tmp_path, f"{name} looks like a split", test_fraction=0.5)
 
 
+@pytest.mark.parametrize("train", ["train", "train.csv", "."])
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("unlabeled", "the folder unlabelled"),
+        ("Unlabelled", "the folder unlabelled"),
+        ("valid", "the folder validation"),
+        ("Test", "the folder test"),
+        ("valid.csv", "validation.csv"),
+        ("test.CSV", "test.csv"),
+    ],
+)
+def test_almost_the_name_of_a_split(tmp_path, train, name, called):
+    """Refused where it could be meant: train.csv may list images of such folders."""
+    kinds = ("file" if file.lower().endswith(".csv") else "folder" for file in (train, name))
+    rows = "".join(f"images/{c}/{n}.png,{c}\n" for c in "ab" for n in ("000", "001"))
+    for file, kind in zip((train, name), kinds, strict=True):
+        write_classes(tmp_path / ("images" if kind == "file" else file), {"a": 3, "b": 3})
+        if kind == "file":
+            (tmp_path / file).write_text(f"path,label\n{rows}")
+    mixed = train != "." and train.endswith("csv") != name.lower().endswith("csv")
+    if mixed and called != "the folder unlabelled":
+        assert load_folder(tmp_path, test_fraction=0.5).class_names == ("a", "b")
+    else:
+        refused(tmp_path, f"{name} looks like a split, .*: make it {called}, or", test_fraction=0.5)
+
+
+def test_an_empty_folder_of_almost_the_name_of_a_split(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    (tmp_path / "dev").mkdir()
+    assert load_folder(tmp_path, test_fraction=0.5).class_names == ("a", "b")
+    write_classes(tmp_path / "train", {"unlabelled": 2})
+    refused(tmp_path, "train/unlabelled looks like a split, not a class", test_fraction=0.5)
+
+
+@pytest.mark.parametrize("unread", ["test", "test.csv"])
+def test_a_test_split_of_another_kind_than_train(tmp_path, unread):
+    images = write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    rows = "".join(
+        f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in images.rglob("*.png")
+    )
+    if unread == "test":
+        write_classes(tmp_path / "test", {"a": 2, "b": 2})
+    (tmp_path / ("train.csv" if unread == "test" else unread)).write_text(f"path,label\n{rows}")
+    refused(tmp_path, rf"/{unread} is not read beside .*train.*: make both")
+    assert len(load_folder(tmp_path, test_fraction=0.5).train) == 2
+
+
 def test_a_fraction_for_a_split_that_is_there(tmp_path):
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     write_classes(tmp_path / "test", {"a": 2, "b": 2}, first=9)
     refused(tmp_path, "test_fraction: the data set has its own test split", test_fraction=0.5)
+
+
+def test_a_class_that_test_does_not_have_is_remarked(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    write_classes(tmp_path / "test", {"a": 2, "b": 2}, first=9)
+    remark = "the test split has no example of 1 of the 3 classes: c"
+    assert load_folder(tmp_path).remarks == (remark,)
+    write_classes(tmp_path / "test", {"c": 1}, first=20)
+    assert load_folder(tmp_path).remarks == ()
 
 
 def test_images_of_test_that_train_has_are_counted(tmp_path):
@@ -211,4 +306,4 @@ def test_images_of_test_that_train_has_are_counted(tmp_path):
 
 def test_a_csv_that_is_not_utf8(tmp_path):
     (tmp_path / "train.csv").write_bytes("path,label\na.png,Fuß\n".encode("latin-1"))
-    refused(tmp_path, "train.csv: not a CSV file in UTF-8")
+    refused(tmp_path, r"train\.csv, line 2: not UTF-8")

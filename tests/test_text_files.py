@@ -25,6 +25,11 @@ def test_jsonl(tmp_path):
     assert documents == [Document(f"train/{n}", text, "x") for n, text in enumerate(ODD)]
 
 
+def test_blank_lines_of_jsonl(tmp_path):
+    file = write(tmp_path / "a.jsonl", f"\n{GOOD}\r\n \n{GOOD}\n")
+    assert text_files.read_jsonl(file) == [("a/0", "a", "x"), ("a/1", "a", "x")]
+
+
 def test_jsonl_keys(tmp_path):
     file = write(tmp_path / "a.jsonl", '{"body": "b", "class": 3, "text": 1}\n')
     assert text_files.read_jsonl(file, "body", "class") == [("a/0", "b", "3")]
@@ -34,7 +39,7 @@ def test_jsonl_keys(tmp_path):
 def test_lines(tmp_path):
     file = write(tmp_path / "raw.txt", "\n".join(ODD) + "\n")
     assert [document.text for document in text_files.read_lines(file)] == ODD
-    windows = write(tmp_path / "win.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")
+    windows = write(tmp_path / "win.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\r\n \n")
     assert text_files.read_lines(windows) == [("win/0", "one", None), ("win/1", "two", None)]
 
 
@@ -61,7 +66,7 @@ def test_tables(tmp_path):
 GOOD = '{"text": "a", "label": "x"}\n'
 JSONL_FAULTS = [
     (GOOD + "{\n", r"line 2: not valid JSON"),
-    (GOOD + "\n" + GOOD, r"line 2: not valid JSON"),
+    (GOOD + "\n" + GOOD + "{", r"line 4: not valid JSON"),
     (GOOD + "[1]\n", r"line 2: not a JSON object"),
     ("[" * 100_000, r"line 1: not valid JSON"),
     (GOOD + '{"text": "a"}\n', r"line 2: no key 'label'; the keys are text"),
@@ -113,14 +118,18 @@ def test_parallel_faults(tmp_path, change, match):
     [
         ("t.txt", "text,label\na,b\n", r"t\.txt: a table must be a \.csv or a \.tsv file"),
         ("t.csv", "text,class\na,b\n", r"line 1: no column 'label'; the columns are text, class"),
-        ("t.csv", "text,text,label\na,b,c\n", r"line 1: 2 column 'text'"),
-        ("t.csv", "", r"line 1: no column 'text'; the columns are none"),
+        ("t.csv", "text,text,label\na,b,c\n", r"line 1: 2 columns 'text'"),
+        ("t.csv", "text;label\na;b\n", r"by ';': separate them by ','$"),
+        ("t.csv", "text\tlabel\na\tb\n", r"by '\\t': separate them by ','$"),
+        ("t.tsv", "text,label\na,b\n", r"by ',': separate them by '\\t'$"),
+        ("t.csv", "", r"line 1: no column 'text' and 'label'; the columns are none"),
         ("t.csv", "text,label\n", r"no text in it"),
         ("t.csv", "text,label\na,b\na,b,c\n", r"line 3: 3 fields, the first line names 2"),
         ("t.tsv", "text\tlabel\na\n", r"line 2: 1 fields"),
-        ("t.csv", 'text,label\n"a,b\n', r"line 2: unexpected end of data"),
+        ("t.csv", 'text,label\nb,c\n"a,b\nc,d\n', r"line 3: unexpected end of data.* its quotes"),
+        ("t.csv", 'text,label\n"a,b\n"c,d\n', r"line 2: ',' expected after '\"'"),
         ("t.csv", "text,label\na\rb,c\n", r"line 2: new-line character"),
-        ("t.csv", "text,label\n,b\n", r"1 of 1 rows have an empty text: line 2"),
+        ("t.csv", "text,label\n,b\n", r"1 of 1 rows have an empty text: line 2; fill them in or"),
     ],
 )
 def test_table_faults(tmp_path, name, content, match):
@@ -133,8 +142,20 @@ def test_blank_lines_of_a_table(tmp_path):
     file.write_text("text,label\na,x\n\nb,y\n\n")
     assert [document.text for document in text_files.read_table(file)] == ["a", "b"]
     file.write_text("text\na\n\nb\n")
-    with pytest.raises(UserError, match="line 3: 0 fields"):
+    with pytest.raises(UserError, match=r"1 of 3 rows .* empty text: line 3; .* remove them"):
         text_files.read_table(file, label=None)
+    file.write_text("text\na\nb\n\n\n")
+    assert [document.text for document in text_files.read_table(file, label=None)] == ["a", "b"]
+
+
+def test_odd_tables(tmp_path):
+    """As spreadsheets and people write them."""
+    file = tmp_path / "t.csv"
+    expected = [("t/0", "a\nb ", "x"), ("t/1", "c" * 200_000, "x")]
+    for end in ("\n", "\r\n", "\r"):
+        lines = ["text , label", '"a\nb ",x', f"{'c' * 200_000}, x ", ""]
+        file.write_bytes(end.join(lines).encode())
+        assert text_files.read_table(file) == expected
 
 
 def test_unreadable(tmp_path):

@@ -11,4 +11,5 @@ layout.py     original layouts -> rows  tfds.py    prepared TFDS data sets -> ro
 cache.py      decode once, keep on disk decode.py  one image file -> uint8 array
 pixels.py     uint8 <-> model input     loading.py from host memory to the devices
 fetch.py      downloads                 unpack.py  archives that are not trusted
+tables.py     .csv and .tsv -> rows
 """

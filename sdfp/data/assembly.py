@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sdfp.data import splits
 from sdfp.data.interface import Dataset, Split
 from sdfp.settings import Examples
-from sdfp.types import UserError
+from sdfp.types import UserError, some
 
 TEST_FILES = {"image": "a test folder or test.csv", "text": "test.csv, test.tsv or test.jsonl"}
 
@@ -83,7 +83,7 @@ def assemble(
         class_names=class_names,
         fingerprint=_fingerprint(seen, header),
         notes={**notes, **facts},
-        remarks=_remarks(kind, facts, notes.get("broken", {})),
+        remarks=(*_remarks(kind, facts, notes.get("broken", {})), *_absent(test, class_names)),
         metric=metric,
         **how,
     )
@@ -119,6 +119,16 @@ def _remarks(kind: str, facts: dict[str, Any], broken: dict[str, str]) -> tuple[
             "stages see them"
         )
     return tuple(told)
+
+
+def _absent(test: Split | None, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """A remark where test does not have all the classes."""
+    if test is None or not test.labelled:
+        return ()
+    seen = set(test.arrays["label"].tolist())
+    absent = [name for label, name in enumerate(class_names) if label not in seen]
+    told = f"the test split has no example of {len(absent)} of the {len(class_names)} classes"
+    return (f"{told}: {some(absent)}",) if absent else ()
 
 
 def cut(

@@ -184,6 +184,9 @@ def _decode_into(
             images[row] = decode.decode(data, images.shape[1], images.shape[3])
         except MemoryError:  # this machine's fault, not the file's
             raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+            return f"more than {most:.0f} million pixels: scale it down"
         except UnidentifiedImageError:  # its message names an object, not the file
             return f"not an image in one of the formats {', '.join(decode.FORMATS)}"
         except Exception as error:  # any kind: see decode.decode

@@ -2,8 +2,8 @@
 
 The layout decides, the first that fits:
 
-1. `dir/train.csv` (also `test.csv`, `validation.csv`): columns `path` (relative to dir) and
-   `label`.
+1. `dir/train.csv` (also `test.csv`, `validation.csv`): columns `path` (relative to dir, and below
+   it) and `label`.
 2. `dir/train/<class>/**` (also `test/`, and `validation/` or `val/`).
 3. `dir/<class>/**`: all of it is train; set `test_fraction` to hold out a test split.
 4. `dir/*.jpg` and so on, or only `dir/unlabelled/**`: images without labels, for the
@@ -15,22 +15,28 @@ comes before "2"). Names that start with a dot are skipped. The id of an image i
 relative to `dir`.
 """
 
-import csv
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from sdfp.data import images
+from sdfp.data import images, splits, tables
 from sdfp.data.interface import Dataset
+from sdfp.problems import Problems
 from sdfp.settings import Data
-from sdfp.types import UserError
+from sdfp.types import UserError, some
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
 )  # fmt: skip
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
 UNLABELLED = "unlabelled"
-SPLIT_LIKE = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-"""Folder names, in lower case, that are no classes."""
+READ = {
+    UNLABELLED,
+    *(f"{n}{end}" for names in SPLITS.values() for n in names for end in ("", ".csv")),
+}
+TOLD = 4
+"""Faulty lines of a CSV file."""
 
 Files = dict[str, list[tuple[Path, str]]]
 """By split: images and the name of their class."""
@@ -41,9 +47,23 @@ def load(settings: Data) -> Dataset:
 
     Raises:
       UserError: no layout fits, a class without images, a test label that train does not
-        have, a CSV file with a fault (named with its line), or a reason of `images.assemble`.
+        have, almost the name of a split, a test split that is not read beside train, a CSV file
+        with a fault (named with its line), or a reason of `images.assemble`.
     """
-    return images.assemble(list_folder(settings.dir), settings)
+    listing = list_folder(settings.dir)
+    if listing.class_names and listing.test is None and not settings.test_fraction:
+        _refuse_unread_test(Path(os.path.expanduser(settings.dir)))
+    return images.assemble(listing, settings)
+
+
+def _refuse_unread_test(root: Path) -> None:
+    for place in (root / "test", root / "test.csv"):
+        if place.exists():
+            train = "the folder train" if place.suffix else "train.csv"
+            raise UserError(
+                f"{place} is not read beside {train}: make both folders or both CSV files, or hold "
+                "out a part of train with --config.data.test_fraction=0.2"
+            )
 
 
 def list_folder(folder: str) -> images.Listing:
@@ -89,14 +109,30 @@ def _labelled(root: Path) -> Files:
     for split, names in SPLITS.items():
         csvs[split] = _one_of([root / f"{name}.csv" for name in names])
         folders[split] = _one_of([root / name for name in names])
+    _refuse_misnamed(
+        root, csvs=bool(csvs["train"] or not folders["train"]), folders=not csvs["train"]
+    )
     if csvs["train"]:
-        return {split: _read_csv(root, file) for split, file in csvs.items() if file}
+        return _read_each(functools.partial(_read_csv, root), csvs)
     if folders["train"]:
-        return {split: read_classes(path) for split, path in folders.items() if path}
+        return _read_each(read_classes, folders)
     if alone := [path for path in (*csvs.values(), *folders.values()) if path]:
         raise UserError(f"{alone[0]} is there, but neither {root}/train nor {root}/train.csv")
     # Without any class folder, loose images are images without labels, not a fault.
-    return {"train": read_classes(root)} if _subfolders(root) else {}
+    return {"train": read_classes(root, UNLABELLED)} if _subfolders(root, UNLABELLED) else {}
+
+
+def _read_each(
+    read: Callable[[Path], list[tuple[Path, str]]], places: dict[str, Path | None]
+) -> Files:
+    """The images of each split; what is wrong with several is told at once."""
+    files, problems = {}, Problems()
+    for split, place in places.items():
+        with problems.noted():
+            if place:
+                files[split] = read(place)
+    problems.stop()
+    return files
 
 
 def _one_of(paths: list[Path]) -> Path | None:
@@ -106,92 +142,94 @@ def _one_of(paths: list[Path]) -> Path | None:
     return found[0] if found else None
 
 
-def read_classes(folder: Path) -> list[tuple[Path, str]]:
+def _refuse_misnamed(root: Path, *, csvs: bool, folders: bool) -> None:
+    """Refuses a split by almost its name: it would be a class, or left out without a word.
+
+    Args:
+        csvs, folders: whether a split may be one.
+    """
+    for path in sorted(root.iterdir()):
+        is_csv = path.suffix.lower() == ".csv" and path.is_file()
+        meant = splits.MEANT.get((path.stem if is_csv else path.name).lower())
+        if not meant or path.name in READ:
+            continue
+        counts = csvs if is_csv else folders or meant == UNLABELLED
+        if counts and (is_csv or (path.is_dir() and images_in(path))):
+            name = f"{meant}.csv" if is_csv and meant in SPLITS else f"the folder {meant}"
+            raise UserError(
+                f"{path} looks like a split, but by this name it is not read: make it {name}, or "
+                "call it something else if it is none"
+            )
+
+
+def read_classes(folder: Path, skip: str = "") -> list[tuple[Path, str]]:
     """The images of `folder`/<class>/** with the names of their classes, in a fixed order.
+
+    Args:
+      skip: a folder that is no class.
 
     Raises:
       UserError: an image beside the class folders, an empty class folder, or one that is named
         like a split.
     """
     if loose := _loose(folder):
-        raise UserError(f"{loose[0]} is in no class folder: expected {folder}/<class>/<image>")
-    files = []
-    for class_folder in _subfolders(folder):
-        if class_folder.name.lower() in SPLIT_LIKE:
-            raise UserError(
-                f"{class_folder} looks like a split, not a class: splits are called train, test "
-                "and validation (or val), in lower case"
-            )
-        found = images_in(class_folder)
-        if not found:
-            raise UserError(
-                f"the class folder {class_folder} holds no images ({' '.join(SUFFIXES)}): fill it "
-                "or remove it"
-            )
-        files += [(path, class_folder.name) for path in found]
-    return files
-
-
-def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    """The values of some columns of a CSV file, each row with "file, line n" for messages.
-
-    Raises:
-      UserError: not a CSV file in UTF-8, a column or a value is missing.
-    """
-    found = []
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = csv.DictReader(opened, skipinitialspace=True)
-            names = rows.fieldnames or ()
-            missing = set(columns) - set(names)
-            if missing:
-                raise UserError(
-                    f"{file}, line 1: no column {' and '.join(sorted(missing))}; the first line "
-                    f"must name the columns {' and '.join(columns)}, separated by commas"
-                )
-            if twice := [name for name in columns if names.count(name) > 1]:
-                raise UserError(f"{file}, line 1: {names.count(twice[0])} columns {twice[0]}")
-            for row in rows:
-                # What DictReader has no name for; a comma at the end adds nothing.
-                if any(extra.strip() for extra in row.get(None) or ()):
-                    raise UserError(
-                        f"{file}, line {rows.line_num}: more fields than the first line names; put "
-                        'double quotes around a value that holds a comma ("a, b")'
-                    )
-                where, values = f"{file}, line {rows.line_num}", [row[name] for name in columns]
-                if not all(value and value.strip() for value in values):
-                    raise UserError(f"{where}: empty {' or '.join(columns)}")
-                found.append((where, [value.strip() for value in values]))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: not a CSV file in UTF-8 ({error}): save it as one") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return found
+        more = f" ({len(loose) - 1} more are, too)" if len(loose) > 1 else ""
+        raise UserError(
+            f"{loose[0]} is in no class folder{more}: expected {folder}/<class>/<image>"
+        )
+    classes = {path: images_in(path) for path in _subfolders(folder, skip)}
+    if like := [path for path in classes if path.name.lower() in splits.MEANT]:
+        raise UserError(
+            f"{like[0]} looks like a split, not a class: splits are called train, test, validation "
+            "(or val) and unlabelled, in lower case, and hold no further splits"
+        )
+    if empty := [str(path) for path, found in classes.items() if not found]:
+        raise UserError(
+            f"the class folder {some(empty)} holds no images ({' '.join(SUFFIXES)}): fill it or "
+            "remove it"
+        )
+    return [(path, place.name) for place, found in classes.items() for path in found]
 
 
 def _read_csv(root: Path, file: Path) -> list[tuple[Path, str]]:
-    files = {}
-    for where, (path, label) in csv_rows(file, ("path", "label")):
-        if Path(path).is_absolute() or not (root / path).is_file():
-            raise UserError(f"{where}: no file {path} in {root}")
-        if root / path in files:
-            raise UserError(f"{where}: {path} stands in this file twice")
+    files, faults = {}, []
+    for where, (path, label) in tables.values(file, ("path", "label")):
+        if fault := _fault(root, path):
+            faults.append(f"{where}: {fault}")
+        elif root / path in files:
+            faults.append(f"{where}: {path} stands in this file twice")
         files[root / path] = label
+    if len(faults) > TOLD:
+        faults[TOLD:] = [f"{file}: {len(faults) - TOLD} more lines like these"]
+    if faults:
+        raise UserError(*faults)
     return list(files.items())
+
+
+def _fault(root: Path, path: str) -> str:
+    """Why a path in a CSV file is none of an image in the folder; empty where it is one."""
+    shown = path if len(path) < 300 else f"{path[:300]}..."
+    if Path(path).is_absolute():
+        return f"{shown} is absolute: paths are relative to {root}"
+    if ".." in Path(path).parts:  # it could also name one image in two ways
+        return f"{shown} holds '..': all images are below {root}, each by its direct path"
+    try:
+        return "" if (root / path).is_file() else f"no file {shown} in {root}"
+    except OSError as error:
+        return f"cannot read {shown} in {root}: {error.strerror}"
 
 
 def _listing(root: Path, files: Files, unlabelled: list[images.Example] | None) -> images.Listing:
     class_names = sorted({name for _, name in files["train"]})
     label = {name: position for position, name in enumerate(class_names)}
     parts: dict[str, list[images.Example] | None] = {}
+    problems = Problems()
     for split, members in files.items():
-        unknown = sorted({name for _, name in members} - set(class_names))
-        if unknown:
-            raise UserError(
-                f"{root}: {split} has the class {unknown[0]!r}, which train does not have"
-            )
-        parts[split] = [_example(root, path, label[name]) for path, name in members]
+        if unknown := sorted({name for _, name in members} - set(class_names)):
+            told = some([repr(name) for name in unknown])
+            problems.add(f"{root}: {split} has classes that train does not have: {told}")
+        parts[split] = [_example(root, path, label.get(name)) for path, name in members]
+    problems.stop()
     return images.Listing(
         train=parts["train"] or [],
         test=parts.get("test"),
@@ -215,12 +253,12 @@ def _loose(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_image(path.name) and path.is_file())
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path, skip: str) -> list[Path]:
     """The class folders in `folder`, sorted."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_dir() and path.name != UNLABELLED and not path.name.startswith(".")
+        if path.is_dir() and path.name != skip and not path.name.startswith(".")
     )
 
 

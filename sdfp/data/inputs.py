@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sdfp import checked
-from sdfp.data import cache, image_folder, pixels, text_file, texts, tokenizer
+from sdfp.data import cache, image_folder, pixels, tables, text_file, texts, tokenizer
 from sdfp.data.interface import Split
 from sdfp.data.text_files import Document
 from sdfp.types import UserError
@@ -80,9 +80,10 @@ def list_images(path: Path) -> list[tuple[str, Path]]:
             raise UserError(f"--input {path}: no image in it ({listed})")
         return found
     if path.suffix.lower() == ".csv":
-        rows = image_folder.csv_rows(path, ("path",))
-        if not rows:
-            raise UserError(f"--input {path}: it names no image")
+        try:
+            rows = tables.values(path, ("path",))
+        except UserError as error:
+            raise UserError(f"--input, and the model takes images: {error}") from None
         return [(name, path.parent / name) for _, (name,) in rows]
     if path.suffix.lower() in text_file.SUFFIXES:
         raise UserError(

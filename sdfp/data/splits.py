@@ -11,6 +11,13 @@ from sdfp.data.interface import Split
 
 TEST, VALIDATION, BUDGET = 0, 1, 2
 """What a cut is for: each draws its own order from the same seed."""
+MEANT = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("unlabelled", "unlabeled"), "unlabelled"),
+}
+"""Names, in lower case, that people give to the files and folders of a split -> which one."""
 
 
 def stratified_order(labels: np.ndarray, seed: int, purpose: int = 0) -> np.ndarray:

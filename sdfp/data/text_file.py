@@ -13,9 +13,10 @@ else. Classes are numbered in the order of their sorted names (as text: "10" com
 import os
 from pathlib import Path
 
-from sdfp.data import text_files, texts
+from sdfp.data import splits, text_files, texts
 from sdfp.data.interface import Dataset
 from sdfp.data.text_files import Document
+from sdfp.problems import Problems
 from sdfp.settings import TextData
 from sdfp.types import UserError
 
@@ -40,14 +41,18 @@ def load(settings: TextData) -> Dataset:
     label = settings.label_column or None
     if _is_plain(files["train"]):
         label = None
-    parts = {}
+    parts, problems = {}, Problems()
     for split, file in files.items():
         if label and split != "unlabelled" and _is_plain(file):
-            raise UserError(
+            problems.add(
                 f"{file}: plain lines have no labels, {files['train'].name} has: make it a .csv, "
                 ".tsv or .jsonl, or set --config.data.label_column='' to use none"
             )
-        parts[split] = read(file, settings.text_column, None if split == "unlabelled" else label)
+            continue
+        wanted = None if split == "unlabelled" else label
+        with problems.noted():
+            parts[split] = read(file, settings.text_column, wanted)
+    problems.stop()
     return texts.assemble(texts.Listing(**parts, source=f"texts in {settings.dir}"), settings)
 
 
@@ -55,7 +60,7 @@ def find(given: str) -> dict[str, Path]:
     """The file of each split that is there; `train` always is.
 
     Raises:
-        UserError: no train, or two files for one split.
+        UserError: no train, two files for one split, or one by almost the name of a split.
     """
     root = Path(os.path.expanduser(given))
     if given and root.is_file():
@@ -67,6 +72,12 @@ def find(given: str) -> dict[str, Path]:
     files = {}
     for split, names in SPLITS.items():
         found = [file for file in known if file.stem in names]
+        meant = [file for file in known if splits.MEANT.get(file.stem.lower()) == split]
+        if other := [file for file in meant if file not in found]:
+            raise UserError(
+                f"{other[0]} looks like a split, but by this name it is not read: make it "
+                f"{names[0]}{other[0].suffix}, or call it something else if it is none"
+            )
         if len(found) > 1:
             raise UserError(f"both {found[0]} and {found[1]} are there: keep one as {split}")
         if found:

@@ -5,7 +5,6 @@ U+2028, U+0085 and other characters at which `str.splitlines` would cut them in 
 """
 
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdfp.data import tables
 from sdfp.types import UserError, some
 
 
@@ -28,13 +28,14 @@ class Document(NamedTuple):
 
 class _Row(NamedTuple):
     line: int
-    """From 1; where the row ends."""
+    """From 1; where the row begins."""
     text: str
     label: str | None
 
 
 def read_jsonl(file: Path, text: str = "text", label: str | None = "label") -> list[Document]:
-    """One JSON object per line, as SciERC, ACL-ARC and ChemProt have it; other keys are ignored.
+    """One JSON object per line, as SciERC, ACL-ARC and ChemProt have it; other keys are ignored,
+    and blank lines.
 
     Args:
         text: key of the text.
@@ -46,6 +47,8 @@ def read_jsonl(file: Path, text: str = "text", label: str | None = "label") -> l
     """
     rows = []
     for number, line in _lines(file):
+        if _is_empty(line):
+            continue
         where = f"{file}, line {number}"
         try:
             value = json.loads(line)
@@ -90,7 +93,7 @@ def read_table(file: Path, text: str = "text", label: str | None = "label") -> l
 
     In a .csv file a field in double quotes may hold commas and line ends. A .tsv file has no
     quotes: in tweets they are text, and one that is never closed would swallow the rest. Blank
-    lines are skipped, but where there is only one column: they could be texts.
+    lines are skipped, but where there is only one column: within the file they could be texts.
 
     Args:
         text: column of the text.
@@ -102,41 +105,36 @@ def read_table(file: Path, text: str = "text", label: str | None = "label") -> l
     """
     if file.suffix.lower() not in (".csv", ".tsv"):
         raise UserError(f"{file}: a table must be a .csv or a .tsv file")
-    tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    options = tabs if file.suffix.lower() == ".tsv" else {}
-    reader = csv.reader(io.StringIO(_read(file), newline="\n"), strict=True, **options)
-    try:
-        header = next(reader, [])
-        wanted = [text] if label is None else [text, label]
-        for name in wanted:
-            if header.count(name) != 1:
-                raise UserError(
-                    f"{file}, line 1: {header.count(name) or 'no'} column {name!r}; the columns "
-                    f"are {some(header) or 'none'}; name one with text_column or label_column"
-                )
-        rows = []
-        for fields in reader:
-            if not fields and len(header) > 1:
-                continue
-            if len(fields) != len(header):
-                raise UserError(
-                    f"{file}, line {reader.line_num}: {len(fields)} fields, the first line names "
-                    f"{len(header)}"
-                )
-            chosen = [fields[header.index(name)] for name in wanted]
-            rows.append(_Row(reader.line_num, chosen[0], chosen[1] if label else None))
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+    plain: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    options = plain if file.suffix.lower() == ".tsv" else {"delimiter": ","}
+    (_, header), *below = tables.rows(file, strict=True, **options)
+    wanted = {"text_column": text} | ({} if label is None else {"label_column": label})
+    advice = f"name one with {' or '.join(wanted)}"
+    places = tables.places(file, header, list(wanted.values()), advice, options["delimiter"])
+    rows = []
+    for line, fields in below:
+        if not fields and len(header) > 1:
+            continue
+        fields = fields or [""]
+        if len(fields) != len(header):
+            raise UserError(
+                f"{file}, line {line}: {len(fields)} fields, the first line names {len(header)}"
+            )
+        chosen = [fields[place] for place in places]
+        rows.append(_Row(line, chosen[0], None if label is None else chosen[1]))
     return _documents(file, rows)
 
 
 def read_lines(file: Path) -> list[Document]:
-    """One text per line, without labels.
+    """One text per line, without labels; blank lines at the end are left out.
 
     Raises:
-        UserError: not UTF-8, an empty line, no text at all, or an unreadable file.
+        UserError: not UTF-8, a blank line before a text, no text at all, or an unreadable file.
     """
-    return _documents(file, [_Row(number, line, None) for number, line in _lines(file)])
+    rows = [_Row(number, line, None) for number, line in _lines(file)]
+    while rows and _is_empty(rows[-1].text):
+        rows.pop()
+    return _documents(file, rows)
 
 
 def label_map(train: Sequence[Document]) -> dict[str, int]:
@@ -174,28 +172,9 @@ def encode_labels(documents: Sequence[Document], mapping: dict[str, int], split:
     return np.array([mapping[str(document.label)] for document in documents], np.int32)
 
 
-def _read(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")  # editors put a byte order mark before the first line
-    except UnicodeDecodeError as error:
-        # error.object is what follows a byte order mark, which holds no line end.
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}, line {line}: not UTF-8 ({error.reason}): save it as such"
-        ) from None
-    if text.count("\0") > len(text) // 100:  # a single one in a scraped text does no harm
-        line = text.count("\n", 0, text.find("\0")) + 1
-        raise UserError(f"{file}, line {line}: a null character; is it UTF-16? Save it as UTF-8")
-    return text
-
-
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines with their numbers from 1, without "\\n" or "\\r\\n"."""
-    pieces = _read(file).split("\n")
+    pieces = tables.read(file).split("\n")
     if not pieces[-1]:  # a line end closes the last line and starts no further one
         pieces.pop()
     for number, piece in enumerate(pieces, 1):
@@ -235,12 +214,17 @@ def _documents(file: Path, rows: Sequence[_Row]) -> list[Document]:
         empty = [str(row.line) for row, value in zip(rows, found, strict=False) if _is_empty(value)]
         if empty:
             raise UserError(
-                f"{file}: {len(empty)} of {len(rows)} rows have an empty {name}: line {some(empty)}"
+                f"{file}: {len(empty)} of {len(rows)} rows have an empty {name}: line "
+                f"{some(empty)}; fill them in or remove them"
             )
     for row in rows:
         if not _is_unicode(f"{row.text}{row.label}"):
             raise UserError(f"{file}, line {row.line}: half a character (a lone surrogate)")
-    return [Document(f"{file.stem}/{n}", row.text, row.label) for n, row in enumerate(rows)]
+    return [
+        # Spaces around a label, unlike those of a text, are of how it was typed: no further class.
+        Document(f"{file.stem}/{n}", row.text, row.label and row.label.strip())
+        for n, row in enumerate(rows)
+    ]
 
 
 def _is_empty(value: str) -> bool:

@@ -13,6 +13,7 @@ from sdfp.data import assembly, text_files, tokenizer
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.text_files import Document
 from sdfp.data.tokenizer import Tokenizer
+from sdfp.problems import Problems
 from sdfp.settings import TextData
 from sdfp.types import UserError, some
 
@@ -71,11 +72,12 @@ def assemble(listing: Listing, settings: TextData) -> Dataset:
     }
     labelled = any(document.label is not None for document in listing.train)
     mapping = text_files.label_map(listing.train) if labelled else {}
-    labels = {
-        name: text_files.encode_labels(documents, mapping, name)
-        for name, documents in lists.items()
-        if labelled and name != "unlabelled"
-    }
+    labels, problems = {}, Problems()
+    for name, documents in lists.items():
+        if labelled and name != "unlabelled":
+            with problems.noted():
+                labels[name] = text_files.encode_labels(documents, mapping, name)
+    problems.stop()
     opened, origin = _open(settings, lambda: _corpus(listing, labels, settings))
     encoded = {
         name: encode(documents, labels.get(name), opened, settings.max_length)
