@@ -23,6 +23,7 @@ Where do I find ...
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types, ranges: settings.py, config_checks.py)
     devices, jit and pmap                   parallel.py
+    metrics.jsonl                           report.py writes it, logged.py reads it
     several processes                       hosts.py
     compiled programs, kept                 programs.py
     Orbax                                   checkpoint.py, nowhere else

@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import sdfp
+from sdfp import files, logged
 
 VERSIONS = (
     "jax",
@@ -39,7 +40,6 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-METRICS = "metrics.jsonl"
 PEAKS = {"loss": "loss_max", "grad_norm": "grad_norm_max"}
 """Metrics of which a line has the largest value, too: a mean of many steps hides one that is not
 like the others."""
@@ -64,10 +64,15 @@ class StageLog(contextlib.AbstractContextManager):
         board: Path | None,
         waiting: Sequence[Mapping[str, float]] = (),
     ):
-        directory.mkdir(parents=True, exist_ok=True)
+        files.folder(directory)
+        if board:
+            files.folder(board)
         self._name, self._steps, self._every = name, steps, log_every
         self.waiting = list(waiting)
-        self._file = _continue_jsonl(directory / METRICS, done)
+        behind = done - len(self.waiting)
+        if done and (lacking := logged.lacking(directory, behind, interrupted=True)):
+            say(f"warning: {lacking}")
+        self._file = logged.go_on(directory, done)
         # purge_step: events that an interrupted run wrote beyond its checkpoint.
         self._board = (
             SummaryWriter(str(board), purge_step=done + 1, flush_secs=10) if board else None
@@ -109,7 +114,7 @@ class StageLog(contextlib.AbstractContextManager):
         """Takes what `probe.measure` found after a step: a line of its own. Returns its seconds."""
         self._file.write(json.dumps({"step": step, **found}) + "\n")
         self._file.flush()
-        told = {name: found[name] for name in ("probe_knn", "probe_linear") if name in found}
+        told = {name: found[name] for name in logged.PROBED if name in found}
         if self._board:
             for name, value in told.items():
                 self._board.add_scalar(name, value, step)
@@ -155,42 +160,10 @@ def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return line | {"skipped": sum(values.get("skipped", ()))}
 
 
-def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The lines of a stage's metrics.jsonl, in order; of probes and of steps. One that is in the
-    making, was cut by a kill or damaged by a disk, is left out."""
-    path = directory / METRICS
-    texts = path.read_text(errors="replace").splitlines() if path.is_file() else ()
-    return [line for line in map(_parsed, texts) if line]
-
-
-def _parsed(text: str) -> dict[str, float]:
-    """A line of metrics; empty where it is not a whole one."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    whole = isinstance(line, dict) and "step" in line
-    return line if whole and all(isinstance(v, int | float) for v in line.values()) else {}
-
-
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _continue_jsonl(path: Path, done: int):
-    """Opens a metrics file after its last line that the checkpoint at step `done` knows."""
-    kept = []
-    if path.exists():
-        for text in path.read_text(errors="replace").splitlines():
-            line = _parsed(text)
-            if done and line and line["step"] <= done:
-                kept.append(text + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)  # whole or not at all: a second kill must not lose the first part
-    return path.open("a")
 
 
 def save_pictures(path: Path, pictures: np.ndarray) -> None:
@@ -204,8 +177,10 @@ def save_pictures(path: Path, pictures: np.ndarray) -> None:
     gap = [(0, 0), (0, 0), (0, 4), (0, 4), (0, 0)]
     rows = np.pad(pictures, gap, constant_values=255)
     canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(path)
+    image = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
+    files.folder(path.parent)
+    with files.whole(path) as temporary:  # half of one would never be made again
+        image.save(temporary, "PNG")
 
 
 def save_predictions(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdfp import algorithm, checkpoint, initial, parallel, preflight, report, rows, trained
+from sdfp import algorithm, checkpoint, initial, logged, parallel, preflight, report, rows, trained
 from sdfp.data import inputs
 from sdfp.data.interface import Dataset
 from sdfp.methods import combination
@@ -115,7 +115,7 @@ def _probe(context: Context) -> Callable | None:
 
 def _probed(outcome: Outcome) -> dict[str, Any]:
     """For the record: what the probes of a masked stage found."""
-    found = probe.summary(report.read_metrics(outcome.directory))
+    found = probe.summary(logged.read(outcome.directory))
     if "warning" in found and not outcome.new:  # else it was told in its time
         report.say(f"warning: {outcome.record['name']}: {found['warning']}")
     return found
@@ -125,6 +125,9 @@ def _run(context: Context, stage: Stage, probe: Callable | None = None) -> Outco
     with tried_once(context, stage.name):
         outcome = run_stage(stage, context.place, probe)
     context.records[stage.name] = dict(outcome.record)
+    lacking = logged.lacking(outcome.directory, outcome.record["steps"])
+    if lacking and not outcome.new:
+        report.say(f"warning: {lacking}")
     return outcome
 
 

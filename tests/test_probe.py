@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from sdfp import checkpoint, config, experiment, report, trained
+from sdfp import checkpoint, config, experiment, logged, report, trained
 from sdfp.data import digits, loading
 from sdfp.data.interface import Split
 from sdfp.models.registry import BACKBONES
@@ -179,7 +179,7 @@ def run(workdir, *overrides):
 
 
 def probed(workdir):
-    return [line for line in report.read_metrics(workdir / MASKED) if "probe_knn" in line]
+    return [line for line in logged.read(workdir / MASKED) if "probe_knn" in line]
 
 
 @pytest.fixture(scope="module")
@@ -224,16 +224,19 @@ def test_it_changes_no_bit_of_the_stage(finished, tmp_path):
 
 def test_a_stage_that_is_read_brings_its_record(finished, capsys):
     workdir, before = finished
-    path = workdir / MASKED / report.METRICS
+    path = workdir / MASKED / logged.NAME
     kept = path.read_text()
     fallen = curve((90, 80, 10, 10), masked=(0.3, 0.2, 0.1), examples=40)
     path.write_text("".join(json.dumps(line) + "\n" for line in fallen))
     results = run(workdir)
     record = next(each for each in results["stages"] if each["name"] == "further_pretrain")
     assert record["warning"].startswith("the k-NN accuracy of frozen features was 90.0 % at")
-    assert f"warning: further_pretrain: {record['warning']}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"warning: further_pretrain: {record['warning']}" in said
+    assert f"warning: {path}: it ends at step 0, and the stage did 8: " in said
     path.write_text(kept)
     assert run(workdir)["stages"] == before["stages"]
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_too_few_of_every_class(tmp_path, monkeypatch, capsys):
@@ -270,7 +273,7 @@ def test_features_that_are_not_finite_stop_nothing(tmp_path, monkeypatch, capsys
     with report.StageLog(tmp_path, "stage", 10, 0, 1, None) as log:
         assert log.probe(3, found) == found["probe_seconds"]
     assert "stage 3/10  probe: the features are not finite" in capsys.readouterr().out
-    assert probe.summary(report.read_metrics(tmp_path)) == {}
+    assert probe.summary(logged.read(tmp_path)) == {}
 
 
 def test_a_stage_that_begins_anew_is_probed_once_at_its_start(tmp_path):
@@ -278,10 +281,52 @@ def test_a_stage_that_begins_anew_is_probed_once_at_its_start(tmp_path):
     for _ in range(2):
         with report.StageLog(tmp_path, "stage", 10, 0, 1, None) as log:
             log.probe(0, {"probe_knn": 1.0, "probe_linear": 2.0, "probe_seconds": 0.1})
-    assert len(report.read_metrics(tmp_path)) == 1
+    assert len(logged.read(tmp_path)) == 1
+
+
+WHOLE = {"step": 8, "probe_knn": 30.0, "probe_linear": 40.0, "probe_seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("probe_linear", "probe_linuar"),
+        ("probe_knn", "qrobe_knn"),
+        ("probe_seconds", "probe_secomds"),
+        ("30.0", "930.0"),
+        ("40.0", "-40.0"),
+        ("30.0", "NaN"),
+        ("30.0", "true"),
+        ("30.0", '"30.0"'),
+        (" 1.0", " 1e999"),
+        (" 1.0", " 1" + 400 * "0"),
+        ("1000", "0"),
+        ("step", "stop"),
+        ("8", "NaN"),
+    ],
+)
+def test_a_damaged_probe_is_left_out(tmp_path, damage):
+    """A disk may change any byte: what only tells of a stage must not fail it."""
+    texts = [json.dumps(line) for line in curve((30, 40, 35, 31), masked=IMPROVING)]
+    spoilt = json.dumps({**WHOLE, "probe_examples": 1000}).replace(*damage)
+    (tmp_path / logged.NAME).write_text("\n".join([spoilt, *texts]))
+    lines = logged.read(tmp_path)
+    assert len(lines) == len(texts)
+    assert len(probe.summary(lines)["probe"]) == 4
+    assert "1 of its lines are damaged and left out" in logged.lacking(tmp_path, 0)
+
+
+def test_a_probe_of_nobody_knows_how_many_examples():
+    """Of an earlier version: nothing is told of it."""
+    lines = curve((90, 80, 10, 10), masked=IMPROVING)
+    assert probe.warning(lines)
+    for line in lines:
+        line.pop("probe_examples", None)
+    assert len(probe.summary(lines)["probe"]) == 4
+    assert "warning" not in probe.summary(lines)
 
 
 def test_half_a_line_is_not_read(tmp_path):
-    (tmp_path / report.METRICS).write_text('{"step": 1, "masked": 2.0}\n{"step": 2, "mas')
-    assert report.read_metrics(tmp_path) == [{"step": 1, "masked": 2.0}]
-    assert report.read_metrics(tmp_path / "nowhere") == []
+    (tmp_path / logged.NAME).write_text('{"step": 1, "masked": 2.0}\n{"step": 2, "mas')
+    assert logged.read(tmp_path) == [{"step": 1, "masked": 2.0}]
+    assert logged.read(tmp_path / "nowhere") == []

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from sdfp import report
+from sdfp import logged, report
+from sdfp.types import WorkdirError
 
 NAMES = ('a, "b"', "größe 大", "two\nlines", "plain")
 
@@ -140,6 +141,47 @@ def test_resumed_log_survives_a_kill_before_its_first_line(tmp_path):
         log.add(4, metrics(1, 1, 2, 2))
     with report.StageLog(tmp_path, "x", 8, 4, 2, None):
         assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+
+
+LOST = {
+    "nothing": (lambda text: text, ""),
+    "half a line more": (lambda text: text + '{"step": 7, "lo', ""),
+    "half of it": (lambda text: text[: 2 * len(text) // 3], "it ends at step 2, and the stage did"),
+    "a byte": (lambda text: text.replace("step", "stop", 1), "1 of its lines are damaged"),
+    "everything": (lambda text: "", "it ends at step 0, and the stage did 4"),
+}
+
+
+@pytest.mark.parametrize("damage", LOST)
+def test_what_a_resumed_log_lacks_is_told(tmp_path, capfd, damage):
+    spoil, told = LOST[damage]
+    path = tmp_path / "metrics.jsonl"
+    with report.StageLog(tmp_path, "x", 8, 0, 2, None) as log:
+        log.add(5, metrics(1, 1, 2, 2, 3))
+        waiting = log.waiting
+    path.write_text(spoil(path.read_text()))
+    with report.StageLog(tmp_path, "x", 8, 5, 2, None, waiting):
+        pass
+    said = capfd.readouterr().out
+    assert said.startswith(f"warning: {path}: {told}") if told else not said
+
+
+def test_a_log_that_is_no_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()
+    assert logged.read(tmp_path) == []
+    assert logged.lacking(tmp_path, 4).startswith(f"{path}: there is no such file")
+    with pytest.raises(WorkdirError, match=f"^{path}: a file belongs here, and a folder is there"):
+        report.StageLog(tmp_path, "x", 8, 0, 2, None)
+
+
+@pytest.mark.parametrize("place", ["board", "board/stage", "stage"])
+def test_a_file_where_a_folder_of_the_log_belongs(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    with pytest.raises(WorkdirError, match="a folder belongs here, and a file is there") as caught:
+        report.StageLog(tmp_path / "stage", "x", 8, 0, 2, tmp_path / "board/stage")
+    assert str(caught.value).startswith(f"{tmp_path / place}: ")
 
 
 def test_tensorboard_shows_what_the_lines_say(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import text_training
 import training
 
-from sdfp import algorithm, checkpoint, optim, parallel, report
+from sdfp import algorithm, checkpoint, logged, optim, parallel
 from sdfp.data.interface import Split
 from sdfp.methods import mars, recadam
 from sdfp.models import roberta
@@ -149,7 +149,7 @@ def test_skipped_steps_are_told_counted_and_shown(tmp_path, capsys):
     steps = skipped_steps(capsys)
     assert len(steps) == 3
     assert outcome.record["skipped"] == len(steps)
-    lines = report.read_metrics(outcome.directory)
+    lines = logged.read(outcome.directory)
     assert [line["step"] for line in lines if line["skipped"]] == steps
     assert all(("loss" in line) == (not line["skipped"]) for line in lines)
     (shown,) = pages.find(tmp_path, {})
@@ -180,7 +180,7 @@ def test_more_than_allowed_stop_the_stage_and_a_resumed_one_goes_on_counting(tmp
     assert f"goes on after step {kept} of {STEPS}" in capsys.readouterr().out
     assert again.record["skipped"] == whole.record["skipped"] == len(steps)
     chex.assert_trees_all_equal(again.params, whole.params)
-    expected, found = map(report.read_metrics, (whole.directory, again.directory))
+    expected, found = map(logged.read, (whole.directory, again.directory))
     rates = {"examples_per_second"}
     cut = lambda lines: [{k: v for k, v in line.items() if k not in rates} for line in lines]
     assert cut(found) == cut(expected)

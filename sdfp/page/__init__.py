@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdfp import hosts, lock, report
+from sdfp import hosts, lock, logged, report
 from sdfp.types import UserError, one_line
 
 NAME = "report.html"
@@ -65,7 +65,7 @@ def written_last(workdir: Path) -> Iterator[None]:
 def _sources(workdir: Path) -> dict[Path, tuple[int, int]]:
     """What the page is made of, and when it was written: to see whether any of it changes. Not
     whether it is newer than the page: a clock may be set back."""
-    paths = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{report.METRICS}")]
+    paths = [*workdir.glob("results.json"), *workdir.glob(f"stages/**/{logged.NAME}")]
     found = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):  # a folder that is being deleted

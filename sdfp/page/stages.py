@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import checked, checkpoint, report
+from sdfp import checked, checkpoint, logged, report
 from sdfp.train import probe
 
 ADVICE = "run the command of its work directory again: it says what to do"
@@ -83,7 +83,7 @@ def find(workdir: Path, results: Mapping[str, Any]) -> list[Stage]:
     """
     records = {record["name"]: record for record in results.get("stages", ())}
     root = workdir / "stages"
-    others = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(report.METRICS))
+    others = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(logged.NAME))
     others = [
         name
         for name in others
@@ -103,39 +103,21 @@ def manifest(directory: Path) -> Mapping[str, Any]:
 def _read(directory: Path, name: str, known: Mapping[str, Any] | None) -> Stage:
     """A stage's folder; `known` is its entry of results.json, None where that has none (yet)."""
     found = {"loss": {}, "probe_knn": {}}
-    logged = list(_lines(directory))
-    for line in logged:
+    lines = logged.read(directory)
+    for line in lines:
         for key in found.keys() & line.keys():
             found[key][line["step"]] = line  # of a step that is there twice the later one
     training, probes = ([own[step] for step in sorted(own)] for own in found.values())
-    warning = _warning(logged) if known is None else known.get("warning", "")
+    warning = (probe.warning(lines) or "") if known is None else known.get("warning", "")
     record = manifest(directory).get("facts", {}) if known is None else known
-    skipped = record.get("skipped", sum(int(line.get("skipped", 0)) for line in logged))
+    skipped = record.get("skipped", sum(int(line.get("skipped", 0)) for line in lines))
     steps = _steps(directory, record)
     return Stage(name, directory, record, training, probes, steps, warning, skipped)
-
-
-def _lines(directory: Path) -> Iterator[dict[str, float]]:
-    """Those that can be drawn."""
-    for line in report.read_metrics(directory):
-        if all(map(_is_number, line.values())):
-            yield line
-
-
-def _warning(lines: Sequence[Mapping[str, float]]) -> str:
-    """What the probes say so far; "" also where older ones do not say of how many examples."""
-    needed = {*probe.NAMES, "probe_examples"}
-    whole = all(needed <= line.keys() for line in lines if "probe_knn" in line)
-    return (probe.warning(lines) if whole else None) or ""
 
 
 def standard_error(line: Mapping[str, float], name: str) -> float:
     """Of a probe's accuracy in percent, as of a share of its examples; NaN of older probes."""
     return math.sqrt(line[name] * (100 - line[name]) / line.get("probe_examples", math.nan))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _steps(directory: Path, record: Mapping[str, Any]) -> int | None:

@@ -121,9 +121,10 @@ def warning(lines: Sequence[Mapping[str, float]]) -> str | None:
     A fall counts from the best probe to the better one of the last two; see ERRORS.
 
     Args:
-        lines: of the stage's metrics.jsonl so far, in order.
+        lines: of the stage's metrics.jsonl so far, in order; older ones do not say of how many
+            examples a probe was, and none is counted.
     """
-    probed = [line for line in lines if "probe_knn" in line]
+    probed = [line for line in lines if {"probe_knn", "probe_examples"} <= line.keys()]
     if len(probed) < 3:
         return None
     losses = _masked(lines, [line["step"] for line in probed])

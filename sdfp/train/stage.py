@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdfp import checkpoint, hosts, optim, report, signals
+from sdfp import checkpoint, hosts, logged, optim, report, signals
 from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
@@ -128,8 +128,8 @@ def _train(
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    logged = (directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"])
-    with signals.deferred(), report.StageLog(*logged) as log, Saver() as saver:
+    log_of = (directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"])
+    with signals.deferred(), report.StageLog(*log_of) as log, Saver() as saver:
         warned = False
         if probe and not first:
             began += log.probe(0, probe(state.params))  # it is no part of the stage's time
@@ -264,7 +264,7 @@ def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Calla
 
 def _warn(name: str, directory: Path) -> bool:
     """Tells it where the probe falls, and whether it does."""
-    told = probing.warning(report.read_metrics(directory))
+    told = probing.warning(logged.read(directory))
     if told:
         report.say(f"warning: {name}: {told}")
     return told is not None
