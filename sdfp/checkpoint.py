@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from sdfp import report
+from sdfp import files, report
 from sdfp.types import WorkdirError, one_line, some
 
 MANIFEST = "manifest.json"
@@ -70,14 +70,15 @@ def _text(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(_text(value))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes the whole file or nothing.
+
+    Raises:
+        WorkdirError: something else is in the place of the file or of its folder.
+    """
+    files.folder(path.parent)
+    with files.whole(path) as temporary:
+        temporary.write_text(_text(value))
+        files.flush(temporary)
 
 
 def save(directory: Path, tree: Any, facts: Mapping[str, Any]) -> None:
@@ -106,7 +107,7 @@ def save(directory: Path, tree: Any, facts: Mapping[str, Any]) -> None:
 
 
 def _write(directory: Path, flat: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    files.remove(directory)
     directory.mkdir(parents=True)
     with _orbax() as checkpointer:
         checkpointer.save(directory.absolute() / "arrays", unflatten(flat))
@@ -133,16 +134,10 @@ def _orbax() -> ocp.Checkpointer:
 def _put_in_place(temporary: Path, directory: Path) -> None:
     """Renames a folder once the disk has all of it."""
     for path in [*temporary.rglob("*"), temporary]:
-        _flush(path)
-    shutil.rmtree(directory, ignore_errors=True)
+        files.flush(path)
+    files.remove(directory)
     temporary.replace(directory)
-    _flush(directory.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)  # of a folder, too
-    os.fsync(descriptor)
-    os.close(descriptor)
+    files.flush(directory.parent)
 
 
 def _files(directory: Path) -> dict[str, str]:
@@ -250,7 +245,7 @@ def save_step(directory: Path, step: int, tree: Any, facts: Mapping[str, Any]) -
     """
     save(directory / f"step_{step:09d}", tree, {**facts, "step": step})
     for older in _steps(directory)[:-KEPT]:
-        shutil.rmtree(older)
+        files.remove(older)
 
 
 def restore_step(
@@ -267,7 +262,7 @@ def restore_step(
         except DamagedCheckpoint as error:
             report.say(f"warning: {one_line(error)}. It is set aside, and not used")
             aside = path.with_name(path.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            files.remove(aside)
             path.replace(aside)
     if steps:
         report.say(f"warning: {directory}: none of its checkpoints is good: it starts anew")
@@ -282,18 +277,21 @@ def last_step(directory: Path) -> int | None:
 
 def drop_steps(directory: Path) -> None:
     """Removes the saves of a stage that has ended."""
-    for step in directory.glob("step_*"):
-        shutil.rmtree(step)
+    for path in _named(directory, r"step_\d{9}(\.damaged)?"):
+        files.remove(path)
 
 
 def drop_unfinished(directory: Path) -> None:
     """Removes what a save left that was killed."""
-    for path in directory.glob("*.saving"):
-        if re.fullmatch(r"(final|step_\d{9})\.saving", path.name):
-            shutil.rmtree(path)
+    for path in _named(directory, r"(final|step_\d{9})\.saving"):
+        files.remove(path)
 
 
 def _steps(directory: Path) -> list[Path]:
     """Sound or not, in their order."""
-    found = directory.glob("step_*")
-    return sorted(path for path in found if re.fullmatch(r"step_\d{9}", path.name))
+    return _named(directory, r"step_\d{9}")
+
+
+def _named(directory: Path, names: str) -> list[Path]:
+    """What is ours by its whole name: other names are the user's."""
+    return sorted(path for path in directory.glob("*") if re.fullmatch(names, path.name))

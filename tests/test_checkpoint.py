@@ -125,6 +125,51 @@ def test_unfinished_saves_count_as_nothing(tmp_path, small):
     assert names == {"step_000000002", "step_000000004", "mine.saving"}
 
 
+def moved(path):
+    """Elsewhere, with a link in its place."""
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def as_file(path):
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_text("mine")
+
+
+ODD = {
+    "a folder of the user's": ("step_by_step", lambda path: path.mkdir(), True),
+    "a copy of the user's": ("step_000000004_keep", lambda path: path.mkdir(), True),
+    "a file of the user's": ("step_notes.txt", as_file, True),
+    "a link to a step": ("step_000000004", moved, False),
+    "a link to nothing": ("step_000000004.damaged", lambda p: p.symlink_to("nowhere"), False),
+    "a file for a step": ("step_000000004", as_file, False),
+    "a file for a damaged step": ("step_000000004.damaged", as_file, False),
+    "a file for a save": ("step_000000006.saving", as_file, False),
+    "a link for a save": ("final.saving", lambda path: path.symlink_to("elsewhere"), False),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_only_what_is_ours_by_name_is_removed(tmp_path, small, name):
+    """Whatever it is: of a link not what it leads to."""
+    for step in (2, 4):
+        checkpoint.save_step(tmp_path, step, small, {})
+    file, make, stays = ODD[name]
+    make(tmp_path / file)
+    if not stays and file.endswith(".damaged"):
+        shutil.rmtree(tmp_path / "step_000000004/arrays")
+    damaged = file.endswith(".damaged") or name == "a file for a step"
+    assert checkpoint.restore_step(tmp_path, small)[1]["step"] == (2 if damaged else 4)
+    for step in (6, 8, 10):
+        checkpoint.save_step(tmp_path, step, small, {})
+    checkpoint.drop_unfinished(tmp_path)
+    checkpoint.drop_steps(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({file} if stays else {"elsewhere"} if make is moved else set())
+    if make is moved:
+        assert same(checkpoint.restore(tmp_path / "elsewhere")[0], small)
+
+
 def test_the_newest_step_is_that_of_most_steps(tmp_path, small):
     """Not the one that was written last: a clock may be set back between two saves."""
     for step, written in ((2, 2_000_000_000), (4, 1_000_000_000)):
@@ -348,6 +393,14 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, small, monkeypatch):
         checkpoint.save(tmp_path / "one", {"b": np.array(8)}, {})
     assert same(checkpoint.restore(tmp_path / "one")[0], small)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.tmp"])
+def test_a_folder_where_json_belongs(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(WorkdirError, match=f"^{tmp_path / name}: a file belongs here, and"):
+        checkpoint.write_json(tmp_path / "a.json", {})
+    assert (tmp_path / name).is_dir()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

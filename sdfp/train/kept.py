@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import checked, checkpoint, hosts, report, sealed, signals
+from sdfp import checked, checkpoint, files, hosts, report, sealed, signals
 from sdfp.types import Params, UserError, WorkdirError
 
 MODEL = "model.json"
@@ -49,7 +50,7 @@ def keep(
         make: (directory) -> (parameters on the host, facts for the record).
 
     Raises:
-        WorkdirError: made with another identity, or damaged.
+        WorkdirError: made with another identity, or damaged; no folder is in the place of one.
     """
     directory = workdir / "stages" / name
     final = directory / "final"
@@ -69,6 +70,8 @@ def keep(
 
 def _open(directory: Path, final: Path, identity: dict[str, Any], card: Mapping[str, Any]) -> bool:
     """Makes or claims the folder of a stage. Returns whether it is to be trained."""
+    if os.path.lexists(final) and not final.is_dir():
+        raise files.blocked(final)  # a result on another disk, perhaps: not to be trained again
     _claim(directory, identity)
     checkpoint.drop_unfinished(directory)
     # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
@@ -89,7 +92,7 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_names(path: Path) -> list[str] | None:
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         card = checked.read_json(path, AGAIN, CARD)
