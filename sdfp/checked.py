@@ -170,14 +170,23 @@ def read_json(path: Path, advice: str, shape: Any = dict) -> Any:
         advice: what to do where it is damaged.
 
     Raises:
-        UserError: it cannot be read, or is of another shape.
+        UserError: it cannot be read, is of another shape, or a number in it is not finite.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {one_line(error)}; {advice}") from None
     if wrong := misfit(value, shape):
         raise UserError(f"{path}: damaged: {wrong}; {advice}")
+    return value
+
+
+def _finite(text: str) -> float:
+    """Of NaN and Infinity, too, which JSON does not have and Python reads all the same."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
     return value
 
 

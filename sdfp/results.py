@@ -20,6 +20,9 @@ def earlier(workdir: Path) -> dict[str, Any]:
     """What an earlier run left in results.json; empty where there was none.
 
     A damaged one is told and set aside: all that a run needs is in the stages.
+
+    Raises:
+        WorkdirError: it cannot be read, or not be set aside.
     """
     path = workdir / NAME
     try:
@@ -31,6 +34,10 @@ def earlier(workdir: Path) -> dict[str, Any]:
         return checked.read_results(path) if path.exists() else {}
     except UserError as error:
         aside = path.with_name(NAME + ".damaged")
+        if aside.is_dir():
+            raise WorkdirError(
+                f"{error}. It cannot be set aside as {aside}, which is a folder: move that away"
+            ) from None
         path.replace(aside)
         report.say(f"warning: {error}. It is set aside as {aside.name}")
         return {}

@@ -46,6 +46,8 @@ BYTES = {
     "a list": b"[]",
     "null": b"null",
     "truth": b"true",
+    "not a number": b'{"metrics": {"loss": NaN}}',
+    "infinity": b'{"metrics": {"loss": 1e999}}',
 }
 """What a disk makes of any JSON file."""
 
@@ -156,6 +158,15 @@ def test_a_run_sets_damaged_results_aside(tmp_path, capsys):
     assert line.endswith("It is set aside as results.json.damaged")
 
 
+def test_results_that_cannot_be_set_aside(tmp_path):
+    aside = tmp_path / "results.json.damaged"
+    aside.mkdir()
+    (tmp_path / "results.json").write_bytes(BYTES["cut short"])
+    told = refused("which is a folder: move that away", running.earlier, tmp_path)
+    assert f"It cannot be set aside as {aside}, " in told
+    assert (tmp_path / "results.json").read_bytes() == BYTES["cut short"]
+
+
 # --- what an evaluation leaves
 
 
@@ -235,6 +246,34 @@ def test_a_damaged_identity_stops_before_any_training(tmp_path, damage):
     with pytest.raises(WorkdirError, match="delete this file: it is written again") as caught:
         kept.check_known(tmp_path, {"seed": 0})
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def broken_link(path):
+    path.symlink_to("nowhere")
+
+
+OF_STAGE = {
+    "final moved to a disk that is away": ("stages/s/final", broken_link, "a broken link (is its"),
+    "final is a file": ("stages/s/final", Path.touch, "a folder belongs here, and a file is there"),
+    "the stage is a file": ("stages/s", Path.touch, "a folder belongs here, and a file is there"),
+    "the stage is away": ("stages/s", broken_link, "a broken link (is its disk mounted?)"),
+    "all stages are away": ("stages", broken_link, "a broken link (is its disk mounted?)"),
+    "model.json is a folder": ("stages/s/model.json", Path.mkdir, "and a folder is there: move it"),
+}
+
+
+@pytest.mark.parametrize("what", OF_STAGE)
+def test_what_is_in_the_way_of_a_stage(tmp_path, capsys, what):
+    """Told before any training, which its end could not save."""
+    place, make, told = OF_STAGE[what]
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    make(tmp_path / place)
+    with pytest.raises(WorkdirError) as caught:
+        kept.keep(tmp_path, "s", {"seed": 0}, {"class_names": []}, pytest.fail)
+    assert str(caught.value).startswith(f"{tmp_path / place}: ")
+    assert told in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert os.path.lexists(tmp_path / place)
 
 
 def test_without_its_identity_a_checkpoint_still_tells_whose_it_is(tmp_path):
@@ -384,6 +423,16 @@ def test_a_page_of_damaged_files(tmp_path, name, damage):
     else:
         told = refused("not readable as JSON|damaged: ", document.html, tmp_path)
         assert told.startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("key", ["image", "text"])
+def test_a_page_of_a_mistake_that_is_no_text(tmp_path, key):
+    saved(tmp_path, FOUND)
+    file = tmp_path / "stages/finetune/finetune/seed_0/mistakes.json"
+    file.parent.mkdir(parents=True)
+    mistake = {"id": "a", "label": "x", "predicted": "y", "probability": 0.5, key: True}
+    file.write_text(json.dumps([mistake]))
+    refused(rf"{file}: damaged: \[0\].{key} is no text", document.html, tmp_path)
 
 
 # --- real processes

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from comparison_results import PLAIN, entry, results, saved
 from page_helpers import curves, decoded, falling, made, measured, metrics, record
+from PIL import Image
 
 from sdfp import report
 from sdfp.page import __main__ as command
 from sdfp.page import curves as drawing
 from sdfp.page import mistakes as judging
-from sdfp.page import stages
+from sdfp.page import pictures, stages
 from sdfp.train import mistakes
 
 HOSTILE = '</script><img src="http://evil/x.png" onerror=alert(1)> & $x$ \udcff\x1b \u202e 大'
@@ -20,7 +21,8 @@ HOSTILE = '</script><img src="http://evil/x.png" onerror=alert(1)> & $x$ \udcff\
 
 def test_probes_and_their_warning(tmp_path):
     """Probes have lines without a loss, the first before the stage; a warning is told twice."""
-    probes = [{"step": s, "probe_knn": 70.0 - s, "probe_linear": 80.0} for s in (0, 10, 20)]
+    told = {"probe_linear": 80.0, "probe_seconds": 0.1}
+    probes = [{"step": s, "probe_knn": 70.0 - s, **told} for s in (0, 10, 20)]
     folder = metrics(tmp_path / "stages/further_pretrain", [*falling(3), *probes])
     warned = record("further_pretrain", warning="the k-NN accuracy <b>fell</b>")
     saved(tmp_path, results(PLAIN, stages=[warned]))
@@ -253,6 +255,19 @@ def test_files_that_are_being_written(tmp_path):
     found = made(tmp_path)
     assert "No confusion matrix" in found.shown
     assert found.shown.count("The picture is not there.") == 1
+
+
+def test_a_flipped_bit_in_a_picture(tmp_path):
+    """Whatever PIL makes of it, it is a picture or none."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(path)
+    data, found = path.read_bytes(), set()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        found.add(pictures.embed(path) is None)
+    path.write_bytes(data[:11] + bytes([data[11] ^ 1]) + data[12:])
+    assert pictures.embed(path) is None  # a ValueError of PIL's
+    assert found == {True, False}
 
 
 def test_weights(tmp_path):

@@ -40,7 +40,7 @@ def embed(path: Path, widest: int = WIDEST) -> Picture | None:
                 data = _encoded(image, "JPEG", quality=85)
             shown = max(image.width, min(SHOWN, SHOWN * image.width // image.height))
             return Picture(_uri(data), shown)
-    except (OSError, SyntaxError):  # the latter is PIL's word for a broken PNG
+    except (OSError, SyntaxError, ValueError):  # the latter two are PIL's words for a broken PNG
         return None
 
 
