@@ -255,6 +255,6 @@ def test_hub(monkeypatch, small, tmp_path):
     for name in ("/no/where", "./x", "a/b/c", ""):
         with pytest.raises(UserError, match=r"no such file or folder|no tokenizer given"):
             tokenizer.open_tokenizer(name)
-    with pytest.raises(UserError, match="a file; give the folder"):
+    with pytest.raises(UserError, match="a file: the tokenizer is in a folder"):
         tokenizer.open_tokenizer(str(tmp_path / "tokenizer.json"))
     assert len(asked) == 3

@@ -94,7 +94,10 @@ def open_tokenizer(source: str, revision: str = "") -> Tokenizer:
         raise UserError("no tokenizer given: give a folder or a hub id")
     folder = Path(source).expanduser()
     if folder.is_file():
-        raise UserError(f"{source}: a file; give the folder that it is in")
+        raise UserError(
+            f"{source}: a file: the tokenizer is in a folder; give that of a model, or one as "
+            "--config.data.tokenizer"
+        )
     if not folder.is_dir():
         folder = hub_folder.download(source, revision, FILES)
     if (folder / FILES[0]).exists():
