@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -73,18 +72,16 @@ def lacking(directory: Path, last: int, interrupted: bool = False) -> str:
     lines = [_parsed(text) for text in _texts(path)]
     if interrupted and lines and not lines[-1]:
         lines.pop()
-    damaged, end = lines.count({}), _end([line for line in lines if line])
-    if not path.is_file():
-        what = "there is no such file"
-    elif damaged:
-        what = f"{damaged} of its lines are damaged and left out"
-    elif end < last:
-        what = f"it ends at step {end:.0f}, and the stage did {last}"
-    else:
-        return ""
-    return f"{path}: {what}: the curves lack them, the parameters are as they were"
-
-
-def _end(lines: Sequence[dict[str, float]]) -> float:
-    """The last step that has a line of its own or a mean with others."""
-    return max((line["step"] for line in lines if "examples" in line), default=0)
+    damaged = lines.count({})
+    end = max((line["step"] for line in lines if "examples" in line), default=0)  # not of a probe
+    told = [
+        what
+        for wrong, what in (
+            (not path.is_file(), "there is no such file"),
+            (damaged, f"damaged lines, which are left out: {damaged}"),
+            (end < last, f"it ends at step {end:.0f}, and the stage did {last}"),
+        )
+        if wrong
+    ]
+    rest = "the curves lack that, the parameters are as they were"
+    return f"{path}: {'; '.join(told)}: {rest}" if told else ""

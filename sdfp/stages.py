@@ -124,10 +124,11 @@ def _probed(outcome: Outcome) -> dict[str, Any]:
 def _run(context: Context, stage: Stage, probe: Callable | None = None) -> Outcome:
     with tried_once(context, stage.name):
         outcome = run_stage(stage, context.place, probe)
+    if not outcome.new and stage.name not in context.records:  # of a shared stage, told once
+        lacking = logged.lacking(outcome.directory, outcome.record["steps"])
+        if lacking:
+            report.say(f"warning: {lacking}")
     context.records[stage.name] = dict(outcome.record)
-    lacking = logged.lacking(outcome.directory, outcome.record["steps"])
-    if lacking and not outcome.new:
-        report.say(f"warning: {lacking}")
     return outcome
 
 

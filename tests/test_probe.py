@@ -233,7 +233,7 @@ def test_a_stage_that_is_read_brings_its_record(finished, capsys):
     assert record["warning"].startswith("the k-NN accuracy of frozen features was 90.0 % at")
     said = capsys.readouterr().out
     assert f"warning: further_pretrain: {record['warning']}" in said
-    assert f"warning: {path}: it ends at step 0, and the stage did 8: " in said
+    assert said.count(f"warning: {path}: it ends at step 0, and the stage did 8: ") == 1
     path.write_text(kept)
     assert run(workdir)["stages"] == before["stages"]
     assert "warning" not in capsys.readouterr().out
@@ -313,7 +313,7 @@ def test_a_damaged_probe_is_left_out(tmp_path, damage):
     lines = logged.read(tmp_path)
     assert len(lines) == len(texts)
     assert len(probe.summary(lines)["probe"]) == 4
-    assert "1 of its lines are damaged and left out" in logged.lacking(tmp_path, 0)
+    assert "damaged lines, which are left out: 1: " in logged.lacking(tmp_path, 0)
 
 
 def test_a_probe_of_nobody_knows_how_many_examples():

@@ -146,8 +146,14 @@ def test_resumed_log_survives_a_kill_before_its_first_line(tmp_path):
 LOST = {
     "nothing": (lambda text: text, ""),
     "half a line more": (lambda text: text + '{"step": 7, "lo', ""),
-    "half of it": (lambda text: text[: 2 * len(text) // 3], "it ends at step 2, and the stage did"),
-    "a byte": (lambda text: text.replace("step", "stop", 1), "1 of its lines are damaged"),
+    "half of it": (
+        lambda text: text[: len(text) * 2 // 3],
+        "it ends at step 2, and the stage did 4",
+    ),
+    "a byte": (
+        lambda text: text.replace("step", "stop", 1),
+        "damaged lines, which are left out: 1",
+    ),
     "everything": (lambda text: "", "it ends at step 0, and the stage did 4"),
 }
 
@@ -163,14 +169,14 @@ def test_what_a_resumed_log_lacks_is_told(tmp_path, capfd, damage):
     with report.StageLog(tmp_path, "x", 8, 5, 2, None, waiting):
         pass
     said = capfd.readouterr().out
-    assert said.startswith(f"warning: {path}: {told}") if told else not said
+    assert said.startswith(f"warning: {path}: {told}: ") if told else not said
 
 
 def test_a_log_that_is_no_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.mkdir()
     assert logged.read(tmp_path) == []
-    assert logged.lacking(tmp_path, 4).startswith(f"{path}: there is no such file")
+    assert logged.lacking(tmp_path, 4).startswith(f"{path}: there is no such file; it ends")
     with pytest.raises(WorkdirError, match=f"^{path}: a file belongs here, and a folder is there"):
         report.StageLog(tmp_path, "x", 8, 0, 2, None)
 
