@@ -186,7 +186,7 @@ def test_a_run_without_a_gpu_is_refused_before_training(tmp_path):
         "  - config.model.attention=cudnn needs an NVIDIA GPU and config.precision=bfloat16; "
         "this is cpu with float32. Use plain"
     ) in done.stderr.splitlines()
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_part_of_what_a_training_stage_is_not_of_theta_init():

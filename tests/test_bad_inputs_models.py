@@ -243,7 +243,7 @@ CONFIGS = {
     "a size that is a text": ({"hidden_size": "16"}, "hidden_size: int is expected; got '16'"),
     "a size that is true": ({"num_channels": True}, "num_channels: int is expected; got True"),
     "an eps of 0": ({"layer_norm_eps": 0}, "layer_norm_eps: must be above 0; got 0"),
-    "an eps that is no number": ({"layer_norm_eps": math.nan}, "layer_norm_eps: a finite number"),
+    "an eps that is no number": ({"layer_norm_eps": math.nan}, "NaN is no finite number"),
     "an eps that is infinite": ({"layer_norm_eps": 10**400}, "layer_norm_eps: a finite number"),
     "a width of 16 million": ({"hidden_size": LARGE}, "hidden_size: must be at most 65536; got 1"),
     "a width of 60,000": ({"hidden_size": 60_000}, "hidden size of 60000, which no tensor"),

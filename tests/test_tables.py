@@ -29,7 +29,7 @@ from table_runs import (
     watch,
 )
 
-from sdfp import checkpoint, export, table
+from sdfp import checkpoint, export, sealed, table
 from sdfp.train import evaluation, loop
 
 METHODS = "finetune,mars,further_pretrain,further_pretrain+mars"
@@ -405,7 +405,7 @@ def test_a_teacher_that_does_not_fit(workdir, tmp_path, trained, capsys, change,
     block = card["input"] if "mean" in change else card
     assert block.keys() >= change.keys()
     block.update(change)
-    (path / "model.json").write_text(json.dumps(card))
+    (path / "model.json").write_text(json.dumps(sealed.seal(card)))
     work, teacher = tmp_path / "other", f"--config.method.kd.teacher={path}"
     assert make(work, "--methods", "further_pretrain,kd", teacher) == 2
     assert told(capsys).startswith(f"config.method.kd.teacher={path}: {line}")
