@@ -470,7 +470,9 @@ def test_a_misspelt_parameter_name_is_refused(workdir):
 
 def test_a_workdir_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    assert refused(tmp_path / "file").startswith(f"--workdir={tmp_path / 'file'}: a file or a broken link")
+    assert refused(tmp_path / "file").startswith(
+        f"--workdir={tmp_path / 'file'}: a file or a broken link"
+    )
 
 
 def test_no_such_split_to_report(workdir):
