@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from sdfp import files, report
+from sdfp import files, report, sealed
 from sdfp.types import WorkdirError, one_line, some
 
 MANIFEST = "manifest.json"
@@ -58,11 +58,7 @@ def _fingerprints(flat: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 def digest(tree: Any) -> str:
     """One SHA-256 over names, shapes, dtypes and bytes of all arrays of a tree."""
-    return _digest_of(_fingerprints(flatten(tree)))
-
-
-def _digest_of(fingerprints: Mapping[str, dict]) -> str:
-    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
+    return sealed.digest(_fingerprints(flatten(tree)))
 
 
 def _text(value: Any) -> str:
@@ -116,11 +112,11 @@ def _write(directory: Path, flat: Mapping[str, np.ndarray], facts: Mapping[str, 
         "format": FORMAT,
         "versions": report.versions(),
         "facts": dict(facts),
-        "digest": _digest_of(fingerprints),
+        "digest": sealed.digest(fingerprints),
         "arrays": fingerprints,
         "files": _files(directory),
     }
-    write_json(directory / MANIFEST, {**manifest, "sha256": _digest_of(manifest)})
+    write_json(directory / MANIFEST, sealed.seal(manifest))
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -202,9 +198,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest, once all files are found to be those that it names."""
     text = (directory / MANIFEST).read_text()
     manifest = json.loads(text)
-    changed = manifest["digest"] != _digest_of(manifest["arrays"])
+    changed = manifest["digest"] != sealed.digest(manifest["arrays"])
     if manifest.keys() != {"facts", "digest", "arrays"}:  # those of format 1
-        changed |= text != _text(manifest) or manifest.pop("sha256") != _digest_of(manifest)
+        changed |= text != _text(manifest) or manifest.pop(sealed.NAME) != sealed.digest(manifest)
     if changed:
         raise DamagedCheckpoint(f"{directory}: not what was saved: {MANIFEST}")
     if manifest.get("format", 1) > FORMAT:

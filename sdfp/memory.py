@@ -59,7 +59,7 @@ def check(
     """Tells the largest need of a run.
 
     Args:
-        params: theta_init and phi_init, or their shapes.
+        params: the shapes of theta_init and phi_init.
         source: where there is a stage "pretrain".
         left: the stages that are not finished.
 
@@ -100,15 +100,14 @@ def _needs(
     left: Collection[str],
 ) -> dict[str, Need]:
     """Of every stage; those that are alike are traced once."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     target, settings = context.target, context.settings
     fed = {name: (target.data.prepare, feed) for name, feed in target.feeds.items()}
-    steps = [step for row in candidates for step in _steps(context, row, shapes)]
+    steps = [step for row in candidates for step in _steps(context, row, params)]
     if source:
         fed["source"] = source.data.prepare, source.feeds["unlabelled"]
         recipe = settings.stages.pretrain
         loss_fn, tx = algorithm.masked_loss(context.backbone), optim.adamw_of(recipe)
-        steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), shapes, None))
+        steps.append(("pretrain", Step(loss_fn, recipe, "source", tx, None), params, None))
     steps = [step for step in steps if step[0] in left]
     devices, fsdp = context.place.devices.count, settings.parallel.fsdp
     alike = {step: (trained, frozen) for _, step, trained, frozen in steps}

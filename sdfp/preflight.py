@@ -51,6 +51,11 @@ def check_workdir(workdir: Path) -> None:
         shutil.rmtree(trial, ignore_errors=True)
 
 
+def unfinished(workdir: Path, stages: Iterable[str]) -> list[str]:
+    """Those of `stages` that are still to be trained."""
+    return [name for name in stages if not (workdir / "stages" / name / "final").exists()]
+
+
 def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
     """Whether the disk has room for the checkpoints of `stages`, of which `params` are the start.
 
@@ -58,7 +63,7 @@ def check_space(workdir: Path, params: Params, stages: Iterable[str]) -> None:
         UserError: it has not.
     """
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    left = [name for name in stages if not (workdir / "stages" / name / "final").exists()]
+    left = unfinished(workdir, stages)
     if not left:
         return
     final = {name: size(params["encoder"] if "finetune/" in name else params) for name in left}

@@ -90,23 +90,24 @@ def prepare(
     found.stop()
     assert context is not None  # else there was a problem
     assert start is not None
+    _agree(context, planned)
+    return Prepared(context, start, source)
+
+
+def _agree(context: Context, planned: dict) -> None:
+    """What all processes must have alike: each has its own command and its own disk."""
+    teachers = {
+        path: [checkpoint.digest(teacher.params), teacher.architecture]
+        for path, (teacher, _) in context.teachers.items()
+    }
     hosts.agree(
-        config=repr(settings),
+        config=repr(context.settings),
         software=report.versions(),
         data=context.target.data.fingerprint,
         held_out=context.target.data.notes.get("held_out"),
         rows=planned,
-        teachers=_teachers(context),
+        teachers=teachers,
     )
-    return Prepared(context, start, source)
-
-
-def _teachers(context: Context) -> dict[str, list]:
-    """Of the given teachers, what all processes must have read alike: each has its own disk."""
-    return {
-        path: [checkpoint.digest(teacher.params), teacher.architecture]
-        for path, (teacher, _) in context.teachers.items()
-    }
 
 
 def _greet(settings: Experiment, place: Place, precision: Precision) -> None:
@@ -131,7 +132,7 @@ def _check_workdir(workdir: Path, start: Initial | None, planned: dict) -> list[
         with found.noted():
             preflight.check_space(workdir, start.shapes, planned)
     found.stop()
-    return [name for name in planned if not (workdir / "stages" / name / "final").exists()]
+    return preflight.unfinished(workdir, planned)
 
 
 def _check_held_out(settings: Experiment, data: Dataset, choice: bool) -> None:

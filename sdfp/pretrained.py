@@ -270,4 +270,4 @@ def _digest(files: Iterable[Path]) -> str:
 
 def _float32(value: np.ndarray) -> jax.Array:
     with np.errstate(over="ignore"):  # what becomes infinite is refused
-        return jnp.asarray(value.astype(np.float32))
+        return jnp.asarray(value.astype(np.float32, copy=False))

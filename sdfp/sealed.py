@@ -6,23 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdfp import checked
 from sdfp.types import UserError
 
 NAME = "sha256"
 
 
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with its digest."""
-    return {**content, NAME: _digest(content)}
+    return {**content, NAME: digest(content)}
 
 
-def check(path: Path, content: Mapping[str, Any], advice: str) -> None:
-    """Raises UserError where `content`, read from `path`, was changed. What has no digest is of an
-    older version."""
-    if NAME in content and content[NAME] != _digest(content):
+def read(path: Path, advice: str, shape: Any) -> dict[str, Any]:
+    """As `checked.read_json`, and with its digest checked. What has none is of an older version.
+
+    Raises:
+        UserError: it cannot be read, is of another shape, or was changed.
+    """
+    found = checked.read_json(path, advice, shape)
+    own = {name: value for name, value in found.items() if name != NAME}
+    if NAME in found and found[NAME] != digest(own):
         raise UserError(f"{path}: damaged: not what was written; {advice}")
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    own = {name: value for name, value in content.items() if name != NAME}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return found

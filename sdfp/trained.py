@@ -80,8 +80,7 @@ def open_stage(workdir: Path, stage: str) -> Trained:
 def _read_card(path: Path) -> tuple[Family, Card]:
     """A model.json: the inverse of `to_json`."""
     advice = "delete it and run the same training command once more: it is written again"
-    content = checked.read_json(path, advice, CARD)
-    sealed.check(path, content, advice)
+    content = sealed.read(path, advice, CARD)
     try:
         family = BACKBONES[content["family"]]
         values = hub_config.fields(family.settings, content["settings"], {}, path.name)

@@ -31,10 +31,8 @@ SUFFIXES = (
 )  # fmt: skip
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
 UNLABELLED = "unlabelled"
-READ = {
-    UNLABELLED,
-    *(f"{n}{end}" for names in SPLITS.values() for n in names for end in ("", ".csv")),
-}
+FOLDERS = {name for names in SPLITS.values() for name in names} | {UNLABELLED}
+READ = FOLDERS | {f"{name}.csv" for name in FOLDERS - {UNLABELLED}}
 TOLD = 4
 """Faulty lines of a CSV file."""
 
@@ -99,7 +97,7 @@ def reads(folder: str, path: Path) -> bool:
     if (root / "train.csv").is_file():
         return top == (UNLABELLED,)
     if (root / "train").is_dir():
-        return top in {(name,) for name in (*sum(SPLITS.values(), ()), UNLABELLED)}
+        return bool(FOLDERS.intersection(top))
     return True
 
 

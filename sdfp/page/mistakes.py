@@ -163,12 +163,8 @@ def _matrix_picture(share: np.ndarray) -> str:
 def worst(directory: Path, withheld: bool) -> tuple[list[dict[str, Any]], str]:
     """`Judged.worst` and `Judged.shown` of a stage. Older ones have predictions.csv only."""
     path = directory / kept.LIST
-    shape = [
-        {
-            **{"id": str, "label": str, "predicted": str, "probability": checked.NUMBER},
-            **{"text?": str, "image?": str},
-        }
-    ]
+    mistake = {"id": str, "label": str, "predicted": str, "probability": checked.NUMBER}
+    shape = [mistake | {"text?": str, "image?": str}]
     advice = f"delete {directory}/evaluation.json and run the same command: it measures again"
     found = checked.read_json(path, advice, shape) if path.is_file() else []
     if not withheld and any({"text", "image"} & mistake.keys() for mistake in found):

@@ -16,8 +16,8 @@ from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
 from sdfp.models.interface import Backbone
 from sdfp.parallel import Devices
-from sdfp.train import loop, mistakes
-from sdfp.types import Params, UserError
+from sdfp.train import kept, loop, mistakes
+from sdfp.types import Params
 
 METRICS = frozenset({"accuracy", "micro_f1", "macro_f1"})
 MEASURED = METRICS | {"loss", "train_accuracy", "train_loss"}
@@ -72,7 +72,8 @@ def distance(params: Params, reference: Params) -> float:
     return sum(jax.tree.leaves(jax.tree.map(squared, params, reference))) ** 0.5
 
 
-LEFT = ("predictions.csv", "confusion.csv")
+AGAIN = "it is measured again"
+LEFT = PREDICTIONS, CONFUSION = "predictions.csv", "confusion.csv"
 
 
 def evaluate(
@@ -106,10 +107,12 @@ def evaluate(
         augmentation as train_accuracy, train_loss, ...
     """
     path = directory / "evaluation.json"
-    read = lambda: _known(path, {"metrics": {str: checked.NUMBER}})
-    whole = lambda: all((directory / name).is_file() for name in LEFT)
-    known = hosts.decide(lambda: read() if whole() else None)
-    if known:
+
+    def read():
+        whole = all((directory / name).is_file() for name in LEFT)
+        return _known(path, {"metrics": {str: checked.NUMBER}}) if whole else None
+
+    if known := hosts.decide(read):
         if known["identity"] == identity and known["metrics"].keys() >= MEASURED:
             return known["metrics"]
         report.say(f"{directory}: measured again: other held-out data, class names or metrics")
@@ -122,28 +125,18 @@ def evaluate(
     metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
     probability = np.exp(log_probability)
     directory.mkdir(parents=True, exist_ok=True)
-    report.save_predictions(directory / LEFT[0], held_out.ids, label, probability, class_names)
+    report.save_predictions(directory / PREDICTIONS, held_out.ids, label, probability, class_names)
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
-    report.save_confusion(directory / LEFT[1], matrix, class_names)
+    report.save_confusion(directory / CONFUSION, matrix, class_names)
     mistakes.save(directory, held_out, probability, class_names, show)
     checkpoint.write_json(path, sealed.seal({"identity": identity, "metrics": metrics}))
     return metrics
 
 
-AGAIN = "it is measured again"
-
-
 def _known(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured before; None where nothing was, or its file is damaged, which is told."""
-    if not path.exists():
-        return None
-    try:
-        found = checked.read_json(path, AGAIN, {"identity": dict, **shape})
-        sealed.check(path, found, AGAIN)
-        return found
-    except UserError as error:
-        report.say(f"warning: {error}")
-        return None
+    shape = {"identity": dict, **shape}
+    return kept.told_if_damaged(path, AGAIN, shape) if path.exists() else None
 
 
 MASKS = 0

@@ -1,6 +1,5 @@
 """A stage on disk: whose it is, whether it is finished, and its parameters."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +14,6 @@ from sdfp.types import Params, UserError, WorkdirError
 MODEL = "model.json"
 CARD = {"family": str, "settings": dict, "input": {"kind": str}, "class_names": [str]}
 """Its shape, see `checked.misfit`."""
-
-
-AGAIN = "it is written again"
 
 
 class Outcome(NamedTuple):
@@ -76,14 +72,16 @@ def _open(directory: Path, final: Path, identity: dict[str, Any], card: Mapping[
     checkpoint.drop_unfinished(directory)
     # Class names are in no identity: labels are numbers to training. All else in it is, or is of no
     # use to this stage's parameters.
-    if _class_names(directory / MODEL) != list(card["class_names"]):
-        checkpoint.write_json(directory / MODEL, sealed.seal(card))
+    path = directory / MODEL
+    known = told_if_damaged(path, "it is written again", CARD) if path.is_file() else None
+    if not known or known["class_names"] != list(card["class_names"]):
+        checkpoint.write_json(path, sealed.seal(card))
     return not final.is_dir()
 
 
 def key(identity: Mapping[str, Any]) -> str:
     """A stage's identity in 16 characters."""
-    return hashlib.sha256(json.dumps(_flat(identity), sort_keys=True).encode()).hexdigest()[:16]
+    return sealed.digest(_flat(identity))[:16]
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,13 +89,10 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(_dotted(identity)))
 
 
-def _class_names(path: Path) -> list[str] | None:
-    if not path.is_file():
-        return None
+def told_if_damaged(path: Path, advice: str, shape: Any) -> dict[str, Any] | None:
+    """As `sealed.read`; None of a damaged file, which is told."""
     try:
-        card = checked.read_json(path, AGAIN, CARD)
-        sealed.check(path, card, AGAIN)
-        return card["class_names"]
+        return sealed.read(path, advice, shape)
     except UserError as error:
         report.say(f"warning: {error}")
         return None
