@@ -1,13 +1,9 @@
 """The number of devices, and jit or pmap, change no result. One process with 8 CPU devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import device_worker as worker
 import numpy as np
 import pytest
+import worker_runs
 
 OTHERS = [f"{backend}{count}" for backend, count in worker.LAYOUTS[1:]]
 TERMS = {
@@ -20,19 +16,7 @@ TERMS = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What device_worker.py found: name -> array."""
-    path = tmp_path_factory.mktemp("devices") / "found.npz"
-    here = Path(worker.__file__)
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-    }
-    command = [sys.executable, "-W", "error::UserWarning", str(here), str(path)]
-    done = subprocess.run(
-        command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(path))
+    return worker_runs.run(worker, 8, tmp_path_factory.mktemp("devices"))
 
 
 @pytest.mark.parametrize("layout", OTHERS)

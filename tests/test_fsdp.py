@@ -1,13 +1,9 @@
 """Devices that each hold a part of the state train as one device does. 4 CPU devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import fsdp_worker as worker
 import numpy as np
 import pytest
+import worker_runs
 
 from sdfp import parallel
 from sdfp.types import UserError
@@ -24,15 +20,7 @@ TERMS = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What fsdp_worker.py found: name -> array."""
-    path = tmp_path_factory.mktemp("fsdp") / "found.npz"
-    here = Path(worker.__file__)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    command = [sys.executable, "-W", "error::UserWarning", str(here), str(path)]
-    done = subprocess.run(
-        command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(path))
+    return worker_runs.run(worker, 4, tmp_path_factory.mktemp("fsdp"))
 
 
 @pytest.mark.parametrize("job", TERMS)

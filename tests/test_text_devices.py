@@ -1,13 +1,9 @@
 """Packed documents: the number of devices, and jit or pmap, change no result."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import device_worker_text as worker
 import numpy as np
 import pytest
+import worker_runs
 
 OTHERS = [f"{backend}{count}" for backend, count in worker.LAYOUTS[1:]]
 TERMS = {
@@ -22,15 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What device_worker_text.py found: name -> array."""
-    path = tmp_path_factory.mktemp("devices") / "found.npz"
-    here = Path(worker.__file__)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-W", "error::UserWarning", str(here), str(path)]
-    done = subprocess.run(
-        command, cwd=here.parents[1], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(path))
+    return worker_runs.run(worker, 8, tmp_path_factory.mktemp("devices"))
 
 
 @pytest.mark.parametrize("layout", OTHERS)
