@@ -7,7 +7,8 @@
     done
 
 The masked stages see the same n examples, without their labels; a smaller cut is part of every
-larger one. `:smoke` is a tiny model, 2 steps a stage:
+larger one. `:small` is a small model at 32 x 32 for a laptop, from scratch or from the weights of
+configs/vit_source.py; `:smoke` a tiny one with 2 steps a stage:
 
     python -m sdfp.main --config configs/vit_cifar100.py:smoke --config.data.dir=/data
 

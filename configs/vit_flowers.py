@@ -3,7 +3,8 @@
     python -m sdfp.data.fetch flowers --dir /data
     python -m sdfp.main --config configs/vit_flowers.py --config.data.dir=/data
 
-`:smoke` is a tiny model, 2 steps a stage:
+`:small` is a small model at 32 x 32 for a laptop, from scratch or from the weights of
+configs/vit_source.py; `:smoke` a tiny one with 2 steps a stage:
 
     python -m sdfp.main --config configs/vit_flowers.py:smoke --config.data.dir=/data
 
