@@ -18,8 +18,9 @@ def digest(value: Any) -> str:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its digest."""
-    return {**content, NAME: digest(content)}
+    """The content with its digest, in place of one that it has."""
+    own = _own(content)
+    return {**own, NAME: digest(own)}
 
 
 def read(path: Path, advice: str, shape: Any) -> dict[str, Any]:
@@ -29,7 +30,10 @@ def read(path: Path, advice: str, shape: Any) -> dict[str, Any]:
         UserError: it cannot be read, is of another shape, or was changed.
     """
     found = checked.read_json(path, advice, shape)
-    own = {name: value for name, value in found.items() if name != NAME}
-    if NAME in found and found[NAME] != digest(own):
+    if NAME in found and found[NAME] != digest(_own(found)):
         raise UserError(f"{path}: damaged: not what was written; {advice}")
     return found
+
+
+def _own(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != NAME}

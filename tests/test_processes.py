@@ -169,8 +169,9 @@ def test_teachers_that_differ_are_seen_before_training(monkeypatch):
 
     def agree(weight, depth):
         teacher = Teacher(None, {"head": np.full(2, weight)}, {"depth": depth})
-        context = SimpleNamespace(teachers={"a/run": (teacher, [])})
-        hosts.agree(teachers=preparation._teachers(context))
+        target = SimpleNamespace(data=SimpleNamespace(fingerprint="", notes={}))
+        context = SimpleNamespace(teachers={"a/run": (teacher, [])}, target=target, settings="")
+        preparation._agree(context, {})
 
     monkeypatch.setattr(hosts, "several", lambda: True)
     monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gathered)
