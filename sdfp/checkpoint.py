@@ -5,6 +5,7 @@ every file and every array (and of itself) is written last, and every read is ch
 A save is written to a folder of its own, flushed, and renamed: under its name it is whole.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,8 @@ from sdfp.types import WorkdirError, one_line, some
 MANIFEST = "manifest.json"
 FORMAT = 2
 """1 had no digests of files, and was not renamed."""
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+"""Errors of reading that will come again. Others may pass: no rights, no more open files."""
 KEPT = 2
 """Saves of an interrupted stage: were the newest one damaged, there is the one before it."""
 
@@ -170,21 +173,12 @@ def restore(
     Raises:
         DamagedCheckpoint: missing or unreadable; a file or an array is missing, extra or changed;
             it is of something else.
+        WorkdirError: it is not damaged, and cannot be read here and now, or is of other arrays
+            than `like`.
     """
-    try:
-        manifest = _read_manifest(directory)
-        expected = manifest["arrays"]
-        names = unflatten(dict.fromkeys(expected, ocp.RestoreArgs(restore_type=np.ndarray)))
-        with _orbax() as checkpointer:
-            tree = checkpointer.restore(directory.absolute() / "arrays", restore_args=names)
-    except DamagedCheckpoint:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types for one damaged file
-        raise DamagedCheckpoint(
-            f"{directory}: cannot be read ({type(error).__name__}: {error})"
-        ) from error
+    manifest, tree = _read(directory)
     flat = flatten(tree)
-    _refuse_changes(directory, expected, _fingerprints(flat))
+    _refuse_changes(directory, manifest["arrays"], _fingerprints(flat))
     facts = manifest["facts"]
     for name, value in (of or {}).items():
         if facts.get(name, value) != value:
@@ -192,6 +186,26 @@ def restore(
     if like is not None:
         tree = _in_structure_of(like, flat, directory)
     return tree, facts
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], Any]:
+    """The manifest and the arrays. Errors as `restore`."""
+    whole = False
+    try:
+        manifest = _read_manifest(directory)
+        whole = "files" in manifest  # they are those that were saved
+        restored = ocp.RestoreArgs(restore_type=np.ndarray)
+        names = unflatten(dict.fromkeys(manifest["arrays"], restored))
+        with _orbax() as checkpointer:
+            arrays = directory.absolute() / "arrays"
+            return manifest, checkpointer.restore(arrays, restore_args=names)
+    except (DamagedCheckpoint, MemoryError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types for one damaged file
+        told = f"{directory}: cannot be read ({type(error).__name__}: {error})"
+        if whole or (isinstance(error, OSError) and error.errno not in DAMAGE):
+            raise WorkdirError(f"{told}; nothing was done to it") from error
+        raise DamagedCheckpoint(told) from error
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -224,7 +238,11 @@ def _in_structure_of(like: Any, flat: Mapping[str, np.ndarray], directory: Path)
         if (leaf.shape, leaf.dtype) != (flat[name].shape, flat[name].dtype)
     ]
     if different:
-        raise DamagedCheckpoint(f"{directory}: does not fit this model at {some(different)}")
+        raise WorkdirError(
+            f"{directory}: does not fit this model at {some(different)}: other software made it "
+            f"(its {MANIFEST} has the versions). Use that, or delete {directory.parent} to train "
+            "this stage again"
+        )
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
 
 

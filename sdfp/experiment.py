@@ -172,8 +172,8 @@ def _cells(
             yield made
 
 
-def conclude(results: Mapping[str, Any], workdir: Path) -> None:
-    """Shows what a run brought; then as `refuse_failed`."""
+def show(results: Mapping[str, Any], workdir: Path) -> None:
+    """What a run brought."""
     held_out = results["config"]["evaluate_on"]
     if results["results"]:
         metric = results["results"][0]["metric"]
@@ -184,4 +184,3 @@ def conclude(results: Mapping[str, Any], workdir: Path) -> None:
         report.say("distance is the encoder's Euclidean distance from theta_init\n")
         report.say(report.table(results["summary"], list(dict.fromkeys(columns))))
     report.say(f"\nresults: {workdir / 'results.json'}")
-    refuse_failed(results)

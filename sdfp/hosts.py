@@ -43,6 +43,7 @@ HELP = {
     "num_processes": "how many",
     "process_id": "which one this is, from 0",
 }
+_joined = False  # a process is of one run
 ERRORS = {error.__name__: error for error in (UserError, WorkdirError)}
 
 
@@ -70,6 +71,7 @@ def start(given: Processes = ALONE) -> None:
     _check(given)
     if given.coordinator is None and not (_slurm() or _tpu()):
         return
+    global _joined
     # Its own handler would swallow SIGTERM, and nothing here listens to it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -81,10 +83,12 @@ def start(given: Processes = ALONE) -> None:
             shutdown_timeout_seconds=LAST,
             coordinator_bind_address=given.coordinator if given.own == 0 else None,
         )
+        found = jax.devices()
     except (RuntimeError, ValueError) as error:
         where = given.coordinator or "the cluster's coordinator"
         raise UserError(f"processes: {where}: {one_line(error)}") from error
-    devices = collections.Counter(device.process_index for device in jax.devices())
+    _joined = True
+    devices = collections.Counter(device.process_index for device in found)
     if len(set(devices.values())) > 1:
         raise UserError(f"processes: each needs as many devices; they have {dict(devices)}")
 
@@ -123,7 +127,7 @@ def _tpu() -> bool:
 
 def several() -> bool:
     """Whether the run has more processes than this one."""
-    return jax.process_count() > 1
+    return _joined and jax.process_count() > 1  # JAX would wait for those that did not come
 
 
 def first() -> bool:
@@ -134,15 +138,21 @@ def first() -> bool:
 @contextlib.contextmanager
 def own_workdir(workdir: Path) -> Iterator[Path]:
     """`workdir` for the first process; for the others a folder that is deleted in the end, and
-    nothing that they say is shown. Left by all together, unless one fails."""
-    if first():
-        yield workdir
-    else:
-        with (
-            tempfile.TemporaryDirectory(prefix="sdfp_process_") as folder,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            yield Path(folder)
+    nothing that they say is shown. Left by all together, unless one fails: where one ends, some
+    launchers end the others, and the first one may still be saving."""
+    try:
+        if first():
+            yield workdir
+        else:
+            with (
+                tempfile.TemporaryDirectory(prefix="sdfp_process_") as folder,
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                yield Path(folder)
+    except signals.Interrupted as stop:
+        if stop.agreed:
+            any_of(False)
+        raise
     any_of(False)
 
 
@@ -201,7 +211,7 @@ def share(
     except BaseException as error:
         told: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
         if isinstance(error, signals.Interrupted):
-            told["code"] = error.code
+            told["code"], error.agreed = error.code, True  # by now all know
         _send_text(json.dumps(told))
         raise
     _send_text(head)
@@ -213,7 +223,7 @@ def share(
 def _received() -> tuple[Any, dict[str, np.ndarray]]:
     head = json.loads(_sent_text())
     if "code" in head:
-        raise signals.Interrupted(head["code"] - 128)
+        raise signals.Interrupted(head["code"] - 128, agreed=True)
     if "error" in head:
         raise ERRORS.get(head["error"], RuntimeError)(f"the first process: {head['text']}")
     arrays = {name: np.empty(shape, dtype) for name, shape, dtype in head["arrays"]}

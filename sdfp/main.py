@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
             experiment.check(values, own)
             return
         with page.written_last(own):
-            experiment.conclude(experiment.run(values, own), own)
+            results = experiment.run(values, own)
+            experiment.show(results, own)
+    experiment.refuse_failed(results)  # once all processes have come here
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a run goes on: it saves its state and leaves, within 30 seconds.
+"""SIGTERM, SIGINT and SIGHUP while a run goes on: it saves its state and leaves, within 30 seconds.
 
 Python's own handlers wait until the main thread is out of compiled code, which may take minutes.
 So a thread reads the signals, too (`signal.set_wakeup_fd`), and ends the process where the main
@@ -14,21 +14,26 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 GRACE = 25.0
 """Seconds for the main thread to come round: the notice of a spot machine is 30."""
 TWICE = 0.2
 """Seconds within which a repeated signal is the same one: `timeout` sends two."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The last: the terminal is gone."""
 GOES_ON = "the same command goes on from where it was"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to stop; `code` is the exit code by custom, 143 or 130."""
+    """The process was asked to stop; `code` is the exit code by custom: 143, 130 or 129.
 
-    def __init__(self, number: int):
+    `agreed`: every process of the run stops here, and may wait for the others.
+    """
+
+    def __init__(self, number: int, agreed: bool = False):
         super().__init__(f"stopped by {signal.Signals(number).name}; {GOES_ON}")
-        self.code = 128 + number
+        self.code, self.agreed = 128 + number, agreed
 
 
 class _Watch:
@@ -37,7 +42,7 @@ class _Watch:
     def __init__(self):
         self.asked: int | None = None
         self.deferred = False
-        self.saving = threading.Event()
+        self.agreed = self.saving = False
         self.ours, self.kernel = socket.socketpair()
         self.kernel.setblocking(False)
         self.thread = threading.Thread(target=self._listen, name="signals", daemon=True)
@@ -59,12 +64,15 @@ class _Watch:
         while again:
             again = self._next(TWICE)
         second = self._next(GRACE)
-        if second is None and self.saving.is_set():
+        if second is None and (self.saving or self.agreed):
             second = self._next(None)
         if second != 0:
             _tell(f"stopped by {name}, without a save; {GOES_ON}")
             for act in _before_exit:
-                act()
+                with contextlib.suppress(
+                    OSError
+                ):  # a disk that is gone must not keep it from ending
+                    act()
             os._exit(128 + first)
 
     def _next(self, seconds: float | None) -> int | None:
@@ -83,14 +91,15 @@ _before_exit: list[Callable[[], None]] = []
 
 
 def _tell(line: str) -> None:
-    print("sdfp:", line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print("sdfp:", line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within, the first SIGTERM or SIGINT raises `Interrupted` where nothing is `deferred`, and
-    the second one ends the process. Does nothing outside the main thread, and to signals that
-    are ignored (as of a job that a script put into the background)."""
+    """Within, the first of SIGNALS raises `Interrupted` where nothing is `deferred`, and the second
+    one ends the process. Does nothing outside the main thread, and to signals that are ignored (as
+    by nohup, or of a job that a script put into the background)."""
     global _watch
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     if _watch or threading.current_thread() is not threading.main_thread():
@@ -149,9 +158,28 @@ def stopping() -> None:
     there is as long as it takes to save."""
     if _watch is not None:
         _watch.asked = _watch.asked or signal.SIGTERM
-        _watch.saving.set()
+        _watch.agreed = True
+
+
+def stop() -> NoReturn:
+    """Raises the `Interrupted` of a stop that is agreed on."""
+    raise Interrupted((_watch and _watch.asked) or signal.SIGTERM, agreed=True)
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Within, there is as long as it takes, too: a save that is cut off would be none."""
+    watch = _watch
+    if watch is None:
+        yield
+        return
+    before, watch.saving = watch.saving, True
+    try:
+        yield
+    finally:
+        watch.saving = before
 
 
 def _raise(watch: _Watch) -> None:
     if watch.asked is not None:
-        raise Interrupted(watch.asked)
+        raise Interrupted(watch.asked, watch.agreed)

@@ -67,7 +67,7 @@ def make(
             results = experiment.run(values, own, wish)
             if results["results"] or results["failed"]:
                 join([own], own)
-            experiment.refuse_failed(results)
+    experiment.refuse_failed(results)  # once all processes have come here
 
 
 def join(workdirs: Sequence[Path], out: Path) -> None:

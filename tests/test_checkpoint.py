@@ -357,7 +357,7 @@ def test_edited_manifest_is_noticed(tmp_path, small):
 def test_other_model_is_refused(tmp_path, small, change, name):
     """Nothing is cast, reshaped, dropped or made up."""
     checkpoint.save(tmp_path / "one", small, {})
-    with pytest.raises(DamagedCheckpoint, match=f"does not fit this model at {name}$"):
+    with pytest.raises(WorkdirError, match=f"does not fit this model at {name}: other software"):
         checkpoint.restore(tmp_path / "one", like={**small, **change})
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,13 @@ def start(
 
 
 def run(
-    workdir: Path, count: int = 2, number: int = 0, when: str = "", whom: int = 1, own: str = ""
+    workdir: Path,
+    count: int = 2,
+    number: int = 0,
+    when: str = "",
+    whom: int = 1,
+    own: str = "",
+    overrides: Sequence[str] = (),
 ) -> list:
     """Runs to the end, or sends process `whom` a signal once a file is in the work directory, or
     gives it an override of its `own`.
@@ -52,17 +59,12 @@ def run(
     Returns:
         (exit code, standard output, standard error, seconds since the signal) of each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        start(workdir, i, count, coordinator, *([own] if own and i == whom else []))
-        for i in range(count)
-    ]
+    coordinator = address()
+    of = lambda i: [*overrides, *([own] if own and i == whom else [])]
+    processes = [start(workdir, i, count, coordinator, *of(i)) for i in range(count)]
     try:
-        while when and not (workdir / when).exists():
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.02)
+        if when:
+            wait_for(workdir / when, processes)
         if when and count > 1:
             # Whoever can connect to it can stop the run: not from other machines, where none are.
             assert listening(processes[0].pid, int(coordinator.split(":")[1])) == {"127.0.0.1"}
@@ -77,6 +79,19 @@ def run(
     finally:
         for process in processes:
             process.kill()
+
+
+def address() -> str:
+    """For a coordinator."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def wait_for(path: Path, processes: Sequence[subprocess.Popen]) -> None:
+    while not path.exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
 
 
 def listening(pid: int, port: int) -> set[str]:
@@ -143,6 +158,44 @@ def test_a_stop_of_one_is_a_stop_of_all_and_goes_on_bit_for_bit(finished, tmp_pa
     assert [code for code, *_ in stopped] == [143, 143], stopped
     assert [code for code, *_ in run(workdir)] == [0, 0]
     assert digests(workdir) == digests(finished)
+
+
+def test_the_others_wait_for_the_save_of_the_first(tmp_path, monkeypatch):
+    """SLURM, for one, stops the rest of a job where one process ends: for the first one, which
+    saves, that would be the second signal, and the end of the save."""
+    workdir = tmp_path / "run"
+    monkeypatch.setenv("DIE_AT", "slow pretrain/step_000000002")
+    coordinator = address()
+    processes = [start(workdir, i, 2, coordinator) for i in range(2)]
+    try:
+        wait_for(workdir / "stages/pretrain/step_000000002.saving", processes)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        processes[1].wait(timeout=60)
+        processes[0].send_signal(signal.SIGTERM)
+        told = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    steps = sorted(path.name for path in workdir.glob("stages/pretrain/step_*"))
+    assert (codes, steps[0]) == ([143, 143], "step_000000002"), told
+    assert len(steps) == 2, steps  # that of the stop, too, and nothing unfinished
+
+
+def test_texts_go_on_behind_a_finished_stage(tmp_path):
+    """Their examples to look at are made of a stage that is read, not trained, by then."""
+    rows = "".join(f"a {word} text,{word}\n" for word in ("dull", "good") * 8)
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + rows)
+    workdir = tmp_path / "run"
+    own = ("--config=configs/roberta_file.py:smoke", f"--config.data.dir={tmp_path}")
+    when = "stages/further_pretrain/final"
+    stopped = run(workdir, number=signal.SIGTERM, when=when, overrides=own)
+    assert {code for code, *_ in stopped} <= {143, 134, -signal.SIGABRT}, stopped
+    found = run(workdir, overrides=own)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert (workdir / "stages/further_pretrain/reconstructions.txt").is_file()
 
 
 @pytest.mark.parametrize("whom", [0, 1])

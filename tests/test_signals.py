@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, in processes that need no JAX."""
+"""SIGTERM, SIGINT and SIGHUP."""
 
 import signal
 import subprocess
@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sdfp import cli, signals
+from sdfp.train import kept
 
 ROOT = Path(__file__).parents[1]
 START = """
@@ -42,6 +44,22 @@ HANGS = """
             while True:
                 time.sleep(0.01)
 """
+SAVES = """
+        signals.GRACE = 0.5
+        with signals.deferred(), signals.saving():
+            ready()
+            time.sleep(2)
+            saved()
+"""
+WITHOUT_DISK = """
+        import os
+        def gone():
+            raise OSError(30, "Read-only file system")
+        with signals.deferred(), signals.before_exit(gone):
+            os.close(2)  # nobody listens any more, either
+            ready()
+            time.sleep(60)
+"""
 IN_COMPILED_CODE = """
         signals.GRACE = 1
         ready()
@@ -68,7 +86,9 @@ class Process:
         return self.process.returncode, out, err, time.monotonic() - began
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_it_stops_where_nothing_is_to_be_saved(number, code):
     process = Process(WAITS)
     process.send(number)
@@ -101,6 +121,21 @@ def test_a_second_signal_ends_it_at_once():
     code, _, err, seconds = process.end()
     assert (code, seconds < 5) == (130, True)
     assert "without a save" in err
+
+
+def test_a_save_may_take_longer_than_the_grace():
+    process = Process(SAVES)
+    process.send(signal.SIGTERM)
+    assert process.end()[:2] == (143, "saved\n")
+
+
+def test_what_fails_at_the_end_does_not_keep_it_from_ending():
+    process = Process(WITHOUT_DISK)
+    for _ in range(2):
+        process.send(signal.SIGTERM)
+        time.sleep(4 * signals.TWICE)
+    code, _, _, seconds = process.end()
+    assert (code, seconds < 5) == (143, True)
 
 
 def test_one_signal_sent_twice_is_one():
@@ -149,7 +184,7 @@ def test_an_error_while_it_is_asked_to_stop():
 
 
 def test_everything_is_put_back():
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = signals.SIGNALS
     before = [signal.getsignal(number) for number in numbers]
     for _ in range(2):
         with pytest.raises(signals.Interrupted), signals.handled(), signals.handled():
@@ -157,3 +192,17 @@ def test_everything_is_put_back():
     assert [signal.getsignal(number) for number in numbers] == before
     with signals.deferred():  # where nothing is handled
         assert not signals.asked()
+
+
+def test_a_signal_at_the_end_of_a_stage_loses_none_of_it(tmp_path):
+    """It comes behind the last step, and before anything of what the stage made is on disk."""
+
+    def make(directory):
+        signal.raise_signal(signal.SIGTERM)
+        return {"a": np.ones(2, np.float32)}, {}
+
+    card = {"family": "", "settings": {}, "input": {"kind": ""}, "class_names": []}
+    with pytest.raises(signals.Interrupted) as caught, signals.handled():
+        kept.keep(tmp_path, "s", {}, card, make)
+    assert caught.value.agreed
+    assert not kept.keep(tmp_path, "s", {}, card, make).new

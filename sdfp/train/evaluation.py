@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sdfp import checked, checkpoint, hosts, report, sealed
+from sdfp import checked, checkpoint, files, hosts, report, sealed
 from sdfp.data import loading
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
@@ -125,6 +125,7 @@ def evaluate(
     metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
     probability = np.exp(log_probability)
     directory.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it vouches for the files beside it
     report.save_predictions(directory / PREDICTIONS, held_out.ids, label, probability, class_names)
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / CONFUSION, matrix, class_names)
@@ -190,7 +191,7 @@ def save_reconstructions(
     sees, unless they are there: reconstructions.png, of texts .txt."""
     path = directory / ("reconstructions.png" if data.to_pixels else "reconstructions.txt")
     split, count = data.unlabelled, min(count, len(data.unlabelled))
-    if not count or path.exists():
+    if not count or path.exists() or not hosts.first():
         return
     feed = loading.on_host(split)
     batch = {"index": np.arange(count, dtype=np.int32), "weight": np.ones(count, np.float32)}
@@ -200,7 +201,9 @@ def save_reconstructions(
     if data.to_pixels:
         report.save_pictures(path, data.to_pixels(drawn))
     elif data.to_text:
-        path.write_text(data.to_text(drawn), encoding="utf-8")
+        files.folder(path.parent)
+        with files.whole(path) as temporary:  # as pictures
+            temporary.write_text(data.to_text(drawn), encoding="utf-8")
     report.say(f"reconstructions in {path}")
 
 

@@ -43,7 +43,8 @@ def keep(
         name: of the stage: its folder is `workdir`/stages/`name`.
         identity: all that changes the parameters; its hash is the key.
         card: how to use them elsewhere (`trained.to_json`), written to model.json.
-        make: (directory) -> (parameters on the host, facts for the record).
+        make: (directory) -> (parameters on the host, facts for the record). Signals are deferred
+            until what it made is saved.
 
     Raises:
         WorkdirError: made with another identity, or damaged; no folder is in the place of one.
@@ -54,10 +55,13 @@ def keep(
     new = hosts.decide(lambda: _open(directory, final, _flat(identity), card))
     facts = {"key": key(identity), "name": name}
     if new:
-        params, more = make(directory)
-        if hosts.first():
-            with signals.deferred():
-                checkpoint.save(final, params, {**facts, **more})
+        with signals.deferred():
+            params, more = make(directory)
+            if hosts.first():
+                with signals.saving():
+                    checkpoint.save(final, params, {**facts, **more})
+            if hosts.any_of(signals.asked()):
+                signals.stopping()
     record, flat = hosts.share(lambda: _read(final, directory, facts))
     if not new:
         report.say(f"{name}: finished, verified and read")

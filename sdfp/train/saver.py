@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdfp import checkpoint, hosts, report
+from sdfp import checkpoint, hosts, report, signals
 
 
 class Saver(contextlib.AbstractContextManager):
@@ -37,12 +37,13 @@ class Saver(contextlib.AbstractContextManager):
         """Until the last state is on the disk. Raises what `checkpoint.save_step` raised."""
         last, self._last = self._last, None
         if last:
-            last.result()
+            with signals.saving():
+                last.result()
 
     def __exit__(self, kind, *_) -> None:
-        self._thread.shutdown()
         try:
             self.wait()
+            self._thread.shutdown()
         except BaseException as error:
             if kind is None:
                 raise

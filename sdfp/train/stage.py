@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -116,10 +116,10 @@ def _train(
     Returns:
         The parameters on the host, and the facts for the record.
     """
-    began = time.monotonic()
+    now = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
     state, before = _start(stage, directory, facts)
-    past, skipped = before["seconds"], Skips(**before["skips"])
+    began, skipped, stop = now - before.seconds, before.skips, False
     first, state = int(state.step), devices.place(state)  # no second copy on the host
     frozen = devices.place(stage.frozen)
     feed, per_example = _teacher_table(stage, frozen, place)
@@ -127,9 +127,7 @@ def _train(
         frozen = None  # the table has all that steps want of it
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
-    board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
-    log_of = (directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"])
-    with signals.deferred(), report.StageLog(*log_of) as log, Saver() as saver:
+    with _log(stage, place, directory, first, before.waiting) as log, Saver() as saver:
         warned = False
         if probe and not first:
             began += log.probe(0, probe(state.params))  # it is no part of the stage's time
@@ -141,26 +139,42 @@ def _train(
             if probe and (done % run.probe_every == 0 or done == recipe.steps):
                 began += log.probe(done, probe(state.params))
                 warned = warned or _warn(stage.name, directory)
-            stop, seconds = hosts.any_of(signals.asked()), past + time.monotonic() - began
+            stop = hosts.any_of(signals.asked())
             if stop:
                 signals.stopping()
-            due = done % run.checkpoint_every == 0 and done < recipe.steps
-            if stop or due:
-                more = {"waiting": list(log.waiting), "skips": skipped._asdict()}
-                more = {**facts, "seconds": seconds, **more}
-                saver.save(directory, done, devices.fetch(state), more)
+            if stop or (done % run.checkpoint_every == 0 and done < recipe.steps):
+                progress = Progress(time.monotonic() - began, list(log.waiting), skipped)
+                saver.save(directory, done, devices.fetch(state), {**facts, **progress.facts()})
             if stop:
                 break
-    seconds = past + time.monotonic() - began
-    seen = plan.examples_seen(recipe.steps, len(feed.split), recipe.batch_size)
-    params = devices.fetch(state.params)
-    return params, {
+    if stop:
+        signals.stop()
+    seconds, params = time.monotonic() - began, devices.fetch(state.params)
+    return params, _record(stage, params, frozen and devices.fetch(frozen), seconds, skipped)
+
+
+def _log(
+    stage: Stage, place: Place, directory: Path, done: int, waiting: Sequence[Mapping[str, float]]
+) -> report.StageLog:
+    run = place.run
+    board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
+    steps = stage.recipe.steps
+    return report.StageLog(directory, stage.name, steps, done, run.log_every, board, waiting)
+
+
+def _record(
+    stage: Stage, params: Params, frozen: Any, seconds: float, skipped: Skips
+) -> dict[str, Any]:
+    """Of a finished stage, see `Outcome`; parameters on the host."""
+    recipe = stage.recipe
+    seen = plan.examples_seen(recipe.steps, len(stage.feed.split), recipe.batch_size)
+    return {
         "steps": recipe.steps,
         "seconds": round(seconds, 3),
         "examples_per_second": round(seen / seconds, 2),
         "skipped": skipped.count,
         "init_digest": stage.origin,
-        "teacher_digest": _frozen_digest(stage, frozen and devices.fetch(frozen)),
+        "teacher_digest": _frozen_digest(stage, frozen),
         "encoder_digest": checkpoint.digest(params["encoder"]),
     }
 
@@ -208,11 +222,27 @@ def _frozen_digest(stage: Stage, after: Any) -> str | None:
     return before
 
 
-def _start(
-    stage: Stage, directory: Path, facts: Mapping[str, Any]
-) -> tuple[step.State, dict[str, Any]]:
-    """The state to go on from, on the host, and what was kept with it: the seconds spent before,
-    the metrics that wait for their line, the steps that were skipped."""
+class Progress(NamedTuple):
+    """What a checkpoint keeps beside the state of the training."""
+
+    seconds: float = 0.0
+    """Spent, those of probes not."""
+    waiting: Sequence[Mapping[str, float]] = ()
+    """The metrics of steps that have no line yet."""
+    skips: Skips = Skips()
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON; `of` reads it again."""
+        return {**self._asdict(), "skips": self.skips._asdict()}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Progress":
+        skips = Skips(**facts.get("skips", {}))  # which earlier versions did not save
+        return cls(facts["seconds"], facts.get("waiting", ()), skips)
+
+
+def _start(stage: Stage, directory: Path, facts: Mapping[str, Any]) -> tuple[step.State, Progress]:
+    """The state to go on from, on the host, and what was kept with it."""
     tx = stage.make_optimizer(stage.recipe)
     state = jax.device_get(step.init_state(stage.params, tx))
     leaves, structure = jax.tree.flatten(state)
@@ -224,12 +254,11 @@ def _start(
         return found[1], {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
 
     known, arrays = hosts.share(saved)
-    nothing = {"waiting": [], "skips": {}}  # nor is there in checkpoints of earlier versions
     if known is None:
         report.say(f"{stage.name}: {stage.recipe.steps} steps of {stage.recipe.batch_size}")
-        return state, {"seconds": 0.0, **nothing}
+        return state, Progress()
     report.say(f"{stage.name}: goes on after step {known['step']} of {stage.recipe.steps}")
-    return structure.unflatten(arrays[str(i)] for i in range(len(leaves))), {**nothing, **known}
+    return structure.unflatten(arrays[str(i)] for i in range(len(leaves))), Progress.of(known)
 
 
 def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Callable | None]:
