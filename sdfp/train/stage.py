@@ -130,17 +130,16 @@ def _train(
     board = place.workdir / "tensorboard" / stage.name if run.tensorboard else None
     log_of = (directory, stage.name, recipe.steps, first, run.log_every, board, before["waiting"])
     with signals.deferred(), report.StageLog(*log_of) as log, Saver() as saver:
-        warned = False
-        if probe and not first:
-            began += log.probe(0, probe(state.params))  # it is no part of the stage's time
+        look = _Looks(stage.name, directory, log, probe) if probe else None
+        if look and not first:
+            began += look(0, state.params)  # it is no part of the stage's time
         for done, state, metrics in calls:
             skipped = skips.noted(
                 skipped, stage.name, done, metrics, most=run.max_skipped, steps=recipe.steps
             )
             log.add(done, metrics)
-            if probe and (done % run.probe_every == 0 or done == recipe.steps):
-                began += log.probe(done, probe(state.params))
-                warned = warned or _warn(stage.name, directory)
+            if look and (done % run.probe_every == 0 or done == recipe.steps):
+                began += look(done, state.params)
             stop, seconds = hosts.any_of(signals.asked()), past + time.monotonic() - began
             if stop:
                 signals.stopping()
@@ -262,9 +261,19 @@ def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Calla
     return stage.feed._replace(resident=resident), None
 
 
-def _warn(name: str, directory: Path) -> bool:
-    """Tells it where the probe falls, and whether it does."""
-    told = probing.warning(logged.read(directory))
-    if told:
-        report.say(f"warning: {name}: {told}")
-    return told is not None
+class _Looks:
+    """The probes of a stage, each told, and once where the curve of them falls."""
+
+    def __init__(self, name: str, directory: Path, log: report.StageLog, probe: Callable):
+        self._name, self._directory, self._log, self._probe = name, directory, log, probe
+        self._warned = False
+
+    def __call__(self, done: int, params: Params) -> float:
+        """Looks at the parameters, on the devices, after a step. Returns the seconds it took."""
+        began = time.monotonic()
+        self._log.probe(done, self._probe(params))
+        told = None if self._warned else probing.warning(logged.read(self._directory))
+        if told:
+            report.say(f"warning: {self._name}: {told}")
+            self._warned = True
+        return time.monotonic() - began
