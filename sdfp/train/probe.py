@@ -125,10 +125,10 @@ def standard_error(line: Mapping[str, Any], name: str) -> float:
 def difference_error(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> float:
     """Standard error, in points, of the difference of a classifier's accuracy between two probes.
 
-    All probes of a stage score the same examples in the same folds. So only those tell a difference
-    that one of the two had right and the other had not: with d of them in n, were there none, it
-    would have the standard error sqrt(d) / n (McNemar 1947, "Note on the sampling error of the
-    difference between correlated proportions or percentages", Psychometrika 12).
+    All probes of a stage score the same n examples in the same folds, so only those count that
+    changed sides: b are right in one alone, c in the other alone. Where both are equally likely,
+    (b - c) / n has the standard error sqrt(b + c) / n (McNemar 1947, "Note on the sampling error of
+    the difference between correlated proportions or percentages", Psychometrika 12).
 
     Returns:
         Where a line does not say which examples were right, or they are of another number, the
