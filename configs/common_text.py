@@ -117,11 +117,17 @@ def finetune_recipe() -> ConfigDict:
 
 def epochs(config: ConfigDict, texts: int) -> None:
     """Sets the steps: 100 epochs of masked training, 10 of fine-tuning [paper], of which the first
-    6% warm up [TAPT]."""
+    6% warm up [TAPT]. The probe looks at a masked stage before it and 8 times in it."""
     for name, recipe in config.stages.items():
         count = 10 if name == "finetune" else 100
         recipe.steps = count * -(-texts // recipe.batch_size)
     config.stages.finetune.warmup_steps = round(0.06 * config.stages.finetune.steps)
+    probes(config, 8)
+
+
+def probes(config: ConfigDict, count: int) -> None:
+    """Sets `run.probe_every` so that further pre-training has so many probes behind the first."""
+    config.run.probe_every = -(-config.stages.further_pretrain.steps // count)
 
 
 def choose(config: ConfigDict, name: str) -> ConfigDict:
@@ -140,7 +146,7 @@ def choose(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """For a laptop without weights: a small model from scratch with a tokenizer of its own, 10
+    """For a laptop without weights: a small model from scratch with a tokenizer of its own, 20
     masked epochs and 5 of fine-tuning. It shows that everything works, not how well."""
     config.name += "_small"
     config.seeds = (0, 1)
@@ -153,7 +159,8 @@ def small(config: ConfigDict) -> ConfigDict:
     config.data.max_length = config.source.max_length = 256
     for name, recipe in config.stages.items():
         recipe.learning_rate = 1e-3
-        recipe.steps = -(-recipe.steps // (2 if name == "finetune" else 10))
+        recipe.steps = -(-recipe.steps // (2 if name == "finetune" else 5))
+    probes(config, 4)
     return config
 
 

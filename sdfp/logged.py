@@ -1,22 +1,27 @@
 """metrics.jsonl of a stage: read again, gone on with, and whether it lacks something."""
 
 import json
+import math
+import string
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from sdfp import checked, files
 
 NAME = "metrics.jsonl"
 PROBED = ("probe_knn", "probe_linear")
 """What a probe's line has, in percent, unless the features were not finite."""
+RIGHT = {name: f"{name}_right" for name in PROBED}
+"""Which of a probe's examples were right: a bit for each, packed as hex. Older lines lack it."""
 LARGEST = sys.float_info.max
 """As a bound, this refuses NaN and infinity, too. Of a loss they may be true."""
 
 
-def read(directory: Path) -> list[dict[str, float]]:
-    """The lines of a stage, in order; of probes and of steps. One that is in the making, was cut
-    by a kill or damaged by a disk, is left out."""
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a stage, in order; of probes and of steps. All values are numbers but for those
+    of `RIGHT`. A line that is in the making, was cut by a kill or damaged by a disk, is left out.
+    """
     return [line for line in map(_parsed, _texts(directory / NAME)) if line]
 
 
@@ -24,26 +29,43 @@ def _texts(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
-def _parsed(text: str) -> dict[str, float]:
+def _parsed(text: str) -> dict[str, Any]:
     """A line of metrics; empty where it is not a whole one."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    if checked.misfit(line, {str: checked.NUMBER}) or not 0 <= line.get("step", -1) <= LARGEST:
+    if not isinstance(line, dict):
+        return {}
+    numbers = {key: value for key, value in line.items() if key not in RIGHT.values()}
+    if checked.misfit(numbers, {str: checked.NUMBER}) or not 0 <= line.get("step", -1) <= LARGEST:
         return {}
     return line if _whole_probe(line) else {}
 
 
-def _whole_probe(line: dict[str, float]) -> bool:
+def _whole_probe(line: dict[str, Any]) -> bool:
     """Whether a line is of no probe, or of one that has all that its readers count with."""
-    if not line.keys() & set(PROBED):
+    if not line.keys() & {*PROBED, *RIGHT.values()}:
         return True
     return (
         all(0 <= line.get(name, -1) <= 100 for name in PROBED)
         and 0 <= line.get("probe_seconds", -1) <= LARGEST
         and 0 < line.get("probe_examples", 1) <= LARGEST  # older ones do not say
+        and all(_whole_right(line, name) for name in PROBED)
     )
+
+
+def _whole_right(line: dict[str, Any], name: str) -> bool:
+    """Whether what a probe says of single examples, if anything, is hex digits for so many of them,
+    with as many bits set as the accuracy says."""
+    if RIGHT[name] not in line:
+        return True
+    text, examples = line[RIGHT[name]], line.get("probe_examples", 0)
+    if not isinstance(text, str) or not set(text) <= set(string.hexdigits):
+        return False
+    if not len(text) == 2 * math.ceil(examples / 8) > 0:
+        return False
+    return math.isclose(100 * int(text, 16).bit_count() / examples, line[name], abs_tol=0.01)
 
 
 def go_on(directory: Path, done: int) -> TextIO:

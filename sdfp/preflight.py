@@ -159,17 +159,36 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
     return Source(data, {"train": train, "unlabelled": unlabelled})
 
 
-def with_probe(target: Source, place: Place) -> Source:
-    """The data set with a feed "probe", where that is asked for and there are labels for it."""
+def with_probe(target: Source, place: Place, planned: Mapping[str, Mapping]) -> Source:
+    """The data set with a feed "probe", where that is asked for and there are labels for it.
+
+    Args:
+        planned: the run's stages, as `rows.plan` tells them.
+    """
     if not place.run.probe_every or not target.data.train.labelled:
         return target
     sample = probe.sample(target.data.train)
     if sample is None:
         report.say("data: no probe: too few training examples of each class")
         return target
+    _tell_few_probes(place, planned)
     if sample is target.data.train:  # one copy on the devices
         return target._replace(feeds={**target.feeds, "probe": target.feeds["train"]})
     return target._replace(feeds={**target.feeds, "probe": loading.on_host(sample)})
+
+
+def _tell_few_probes(place: Place, planned: Mapping[str, Mapping]) -> None:
+    """Says of which masked stage that is still to be trained the probe could never warn."""
+    every, left = place.run.probe_every, unfinished(place.workdir, planned)
+    steps = {n: planned[n]["recipe"]["steps"] for n in left if "finetune" not in n}
+    few = [name for name, count in steps.items() if probe.too_few(count, every)]
+    if few:
+        shortest = min(few, key=lambda name: steps[name])
+        report.say(
+            f"warning: config.run.probe_every={every} gives too few probes in the "
+            f"{steps[shortest]} steps of {shortest} to warn of over-fitting; "
+            f"{max(1, steps[shortest] // 4)} would do"
+        )
 
 
 def check_held_out(asked: Mapping[str, str], data: Dataset) -> None:

@@ -58,7 +58,7 @@ def prepare(
     with found.noted():
         preflight.check_apart("data", settings.data, workdir)
         target = preflight.load_data("data", settings.data, place)
-        target = preflight.with_probe(target, place)
+        target = preflight.with_probe(target, place, planned)
     if settings.init.kind == "pretrain":
         with found.noted():
             preflight.check_apart("source", settings.source, workdir)

@@ -55,6 +55,31 @@ def test_every_config_file_parses(file, variant):
     assert parsed.methods == (rows[1:2] if "source" in file.name else rows)
 
 
+@pytest.mark.parametrize("variant", ["", ":small"])
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_every_config_probes_its_masked_stages_often_enough(file, variant):
+    """Fewer than four, of which the end is not just behind another, show no rise and fall."""
+    parsed = parse(config.read(f"{file}{variant}"))
+    for name in ("pretrain", "further_pretrain", "self_distill"):
+        steps = getattr(parsed.stages, name).steps
+        behind = steps % parsed.run.probe_every
+        assert 1 + steps // parsed.run.probe_every + (2 * behind >= parsed.run.probe_every) >= 4
+
+
+@pytest.mark.parametrize("name", ["scierc", "acl_arc", "chemprot", "twitter_emotion", "file"])
+def test_how_often_texts_are_probed(name):
+    """8 intervals of the masked stages; of the 20 epochs of `:small` 4."""
+    full, small = (
+        parse(config.read(str(FOLDER / f"roberta_{name}.py{variant}")))
+        for variant in ("", ":small")
+    )
+    for parsed, intervals in ((full, 8), (small, 4)):
+        assert -(-parsed.stages.self_distill.steps // parsed.run.probe_every) == intervals
+    assert small.stages.self_distill.steps * 5 == full.stages.self_distill.steps
+    assert small.stages.further_pretrain.steps * 5 == full.stages.further_pretrain.steps
+    assert small.stages.finetune.steps * 2 == full.stages.finetune.steps
+
+
 def test_there_are_config_files():
     assert {"digits.py", "vit_cub.py", "vit_folder.py"} <= {path.name for path in FILES}
 

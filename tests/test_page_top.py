@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from comparison_results import PLAIN, entry, results, saved, scores
 from page_helpers import Page, falling, made, metrics, record
@@ -75,6 +76,11 @@ def test_what_the_probe_says(tmp_path):
         "few": probes(50.0, 60.0, 70.0, examples=20),
     }.items():
         metrics(tmp_path / "stages" / name, [*falling(3), *found])
+    bits = lambda hits: {"probe_knn_right": np.packbits(hits).tobytes().hex()}
+    lines = probes(70.0, 60.0)
+    lines[0] |= bits(np.arange(100) < 70)
+    lines[1] |= bits(np.arange(100) < 60)  # 10 lost and none gained; of two samples: chance
+    metrics(tmp_path / "stages/paired", [*falling(3), *lines])
     older = probes(70.0, 50.0)
     for line in older:
         del line["probe_examples"]
@@ -85,6 +91,7 @@ def test_what_the_probe_says(tmp_path):
         f"worse: k-NN 70.0 → 50.0 % (best 72.0 % at step 10), worse than before; {linear}",
         f"better: k-NN 50.0 → 70.0 %, better than before; {linear}",
         f"few: k-NN 50.0 → 70.0 %, no change shown; {linear}",
+        "paired: k-NN 70.0 → 60.0 %, worse than before; linear 80.0 → 80.0 %, no change shown",
         "older: k-NN 70.0 → 50.0 %; linear 80.0 → 80.0 % ",
     ):
         assert line in shown

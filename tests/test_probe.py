@@ -1,18 +1,24 @@
 """The probe of masked stages: what it measures, what it tells, and that it changes nothing."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import method_runs
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold
+from test_probe_lines import curve
 
-from sdfp import checkpoint, config, experiment, logged, report, trained
+from sdfp import checkpoint, config, experiment, logged, preflight, report, rows, trained
 from sdfp.data import digits, loading
 from sdfp.data.interface import Split
 from sdfp.models.registry import BACKBONES
-from sdfp.train import probe
+from sdfp.settings import Stages
+from sdfp.train import probe, stage
+from sdfp.train.stage import Place
 
 CONFIG = Path(__file__).parent / "tiny_config.py"
 QUICK = (
@@ -47,7 +53,7 @@ def test_no_sample_without_labels():
 def test_the_smallest_sample_can_be_scored():
     label = np.arange(10) % 3  # 4, 3 and 3
     assert probe.sample(labelled(*label)) is not None
-    assert set(probe.scores(np.eye(10), label)) == set(probe.NAMES)
+    assert set(probe.scores(np.eye(10), label)) == {*probe.NAMES, *logged.RIGHT.values()}
 
 
 def test_the_sample_of_a_large_set_is_balanced():
@@ -75,16 +81,17 @@ def clusters(apart: float, examples: int = 90, classes: int = 3):
 
 
 def test_what_is_told_apart_scores_and_what_is_not_does_not():
-    assert probe.scores(*clusters(apart=100)) == {"probe_knn": 100, "probe_linear": 100}
+    every = dict.fromkeys(logged.RIGHT.values(), "ff" * 11 + "c0")  # of 90
+    assert probe.scores(*clusters(apart=100)) == {"probe_knn": 100, "probe_linear": 100} | every
     chance = probe.scores(*clusters(apart=0))
     # Were an example among its own neighbours, k-NN weighted by distance would know it.
-    assert all(15 < value < 52 for value in chance.values())
+    assert all(15 < chance[name] < 52 for name in probe.NAMES)
 
 
 def test_scores_equal_those_of_plain_loops():
     """k-NN and ridge regression in closed form, on the same folds, written out."""
     features, label = clusters(apart=0.5)
-    right: dict[str, list] = {"probe_knn": [], "probe_linear": []}
+    right = {name: np.zeros(len(label), bool) for name in probe.NAMES}
     folds = StratifiedKFold(probe.FOLDS, shuffle=True, random_state=0)
     for taught, held_out in folds.split(features, label):
         one_hot = np.eye(3)[label[taught]]
@@ -93,85 +100,18 @@ def test_scores_equal_those_of_plain_loops():
             distance = 1 - unit[taught] @ unit[example]
             nearest = np.argsort(distance)[: probe.NEIGHBOURS]
             votes = (one_hot[nearest] / distance[nearest, None]).sum(axis=0)
-            right["probe_knn"].append(votes.argmax() == label[example])
+            right["probe_knn"][example] = votes.argmax() == label[example]
         x = features[taught]
         x, y = (x - x.mean(0)) / x.std(0), 2 * one_hot - 1
         best = np.linalg.solve(x.T @ x + probe.RIDGE * len(x) * np.eye(8), x.T @ (y - y.mean(0)))
         z = (features[held_out] - features[taught].mean(0)) / features[taught].std(0)
-        right["probe_linear"] += list((z @ best + y.mean(0)).argmax(1) == label[held_out])
-    plain = {name: 100 * float(np.mean(hits)) for name, hits in right.items()}
-    assert probe.scores(features, label) == pytest.approx(plain)
-    assert all(40 < value < 95 for value in plain.values())
-
-
-def curve(knn, linear=None, masked=(), examples=1000):
-    """Lines of metrics.jsonl: probes at 0, 10, ..., the masked loss at 5, 15, ..."""
-    lines = []
-    for number, value in enumerate(knn):
-        found = {"probe_knn": value, "probe_linear": (linear or knn)[number]}
-        lines.append({"step": 10 * number, **found, "probe_examples": examples, "probe_seconds": 1})
-        lines += [{"step": 10 * number + 5, "masked": loss} for loss in masked[number : number + 1]]
-    return lines
-
-
-IMPROVING = (0.9, 0.6, 0.5, 0.4)
-
-
-def test_a_fall_while_the_masked_loss_improves_is_told():
-    told = probe.warning(curve((30, 40, 35, 31, 32), masked=IMPROVING))
-    assert told.startswith(
-        "the k-NN accuracy of frozen features was 40.0 % at step 10 and at most 32.0 % in the "
-        "last two probes (until step 40), while the masked loss fell from 0.9 to 0.4: the stage "
-        "over-fits"
-    )
-    only_linear = probe.warning(curve((30,) * 4, (30, 40, 33, 31), IMPROVING))
-    assert only_linear.startswith("the linear accuracy of frozen features was 40.0 %")
-    at_once = probe.warning(curve((40, 35, 30, 30), masked=IMPROVING))
-    assert "40.0 % at step 0 and" in at_once
-    assert "while the masked loss fell from 0.9 to 0.5" in at_once
-
-
-def test_of_equal_bests_the_last_one_counts():
-    told = probe.warning(curve((40, 35, 40, 30, 30), masked=IMPROVING))
-    assert "40.0 % at step 20 and" in told
-
-
-def test_the_masked_loss_is_compared_where_it_is_logged_more_seldom():
-    """Steps 25 and 45; probes every 10."""
-    probes = curve((40, 40, 40, 30, 30))
-    logged = [{"step": step, "masked": loss} for step, loss in ((25, 0.9), (45, 0.5))]
-    lines = sorted([*probes, *logged], key=lambda line: line["step"])
-    assert probe.warning(lines[:-1]) is None  # one line: nobody knows
-    assert "fell from 0.9 to 0.5" in probe.warning(lines)
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        curve((30, 40, 39, 38, 36), masked=IMPROVING),  # within the error of 1,000 examples
-        curve((30, 40, 35, 31, 30), masked=IMPROVING, examples=50),
-        curve((30, 40, 31, 40), masked=IMPROVING),  # recovered
-        curve((30, 40, 40, 31), masked=IMPROVING),  # once: it may be chance
-        curve((30, 40, 35, 31, 31), masked=(0.5, 0.6, 0.9, 1)),  # diverges: another trouble
-        curve((30, 40, 35, 31, 31), masked=(0.5, 0.5, 0.499, 0.498)),  # nothing is learnt
-        curve((30, 40, 35, 31, 31)),  # no masked loss in this stage
-        curve((40, 30)),
-        [],
-    ],
-)
-def test_nothing_is_told_of_anything_else(lines):
-    assert probe.warning(lines) is None
-
-
-def test_the_record_has_the_curve():
-    lines = curve((30, 40, 32, 31), (50, 50, 51, 52), IMPROVING)
-    assert probe.summary(lines) == {
-        "probe": [[0, 30, 50], [10, 40, 50], [20, 32, 51], [30, 31, 52]],
-        "probe_seconds": 4,
-        "warning": probe.warning(lines),
-    }
-    assert "warning" not in probe.summary(curve((30, 40)))
-    assert probe.summary([{"step": 1, "masked": 1.0}]) == {}
+        right["probe_linear"][held_out] = (z @ best + y.mean(0)).argmax(1) == label[held_out]
+    found = probe.scores(features, label)
+    for name, hits in right.items():
+        assert 40 < found[name] < 95
+        assert found[name] == pytest.approx(100 * hits.mean())
+        packed = np.frombuffer(bytes.fromhex(found[logged.RIGHT[name]]), np.uint8)
+        np.testing.assert_array_equal(np.unpackbits(packed, count=len(label)), hits)
 
 
 def run(workdir, *overrides):
@@ -192,6 +132,7 @@ def test_a_stage_is_probed_before_it_between_and_behind_it(finished):
     workdir, results = finished
     assert [line["step"] for line in probed(workdir)] == [0, 3, 6, 8]
     assert all(line["probe_examples"] == 40 for line in probed(workdir))
+    assert all(len(line[key]) == 10 for line in probed(workdir) for key in logged.RIGHT.values())
     records = {record["name"]: record for record in results["stages"]}
     assert [point[0] for point in records["further_pretrain"]["probe"]] == [0, 3, 6, 8]
     assert "probe" not in records["finetune/further_pretrain/seed_0"]
@@ -212,7 +153,23 @@ def test_it_measures_the_frozen_features_of_the_training_set(finished):
     )
     expected = probe.scores(np.asarray(features, np.float64), data.train.arrays["label"])
     last = probed(workdir)[-1]
-    assert {name: last[name] for name in expected} == pytest.approx(expected)
+    assert {name: last[name] for name in expected} == expected
+
+
+def test_the_time_of_a_warning_is_not_the_stages(tmp_path, monkeypatch):
+    """A clock that jumps ahead while metrics.jsonl is judged."""
+    ahead = [0.0]
+
+    def warning(lines):
+        ahead[0] += 1e6
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0])
+    monkeypatch.setattr(stage, "time", clock)
+    monkeypatch.setattr(probe, "warning", warning)
+    found = run(tmp_path)
+    record = next(each for each in found["stages"] if each["name"] == "further_pretrain")
+    assert ahead[0] >= 3e6
+    assert 0 < record["seconds"] < 1e5
 
 
 def test_it_changes_no_bit_of_the_stage(finished, tmp_path):
@@ -244,6 +201,36 @@ def test_too_few_of_every_class(tmp_path, monkeypatch, capsys):
     found = run(tmp_path)
     assert "data: no probe: too few training examples of each class" in capsys.readouterr().out
     assert all("probe" not in record for record in found["stages"])
+
+
+@pytest.mark.parametrize(
+    ("every", "shortest", "done", "told"),
+    [
+        (1000, 260, (), "the 260 steps of self_distill_1 to warn of over-fitting; 65 would do"),
+        (1000, 260, ("self_distill_1",), "the 600 steps of further_pretrain to warn of"),
+        (1000, 260, ("self_distill_1", "further_pretrain"), ""),
+        (174, 260, (), "the 260 steps of self_distill_1"),  # the end is 86 behind 174
+        (173, 260, (), ""),
+        (0, 260, (), ""),
+    ],
+)
+def test_too_few_probes_are_told_before_training(tmp_path, capsys, every, shortest, done, told):
+    settings = experiment.parse(config.read(str(CONFIG)))
+    stages = {"further_pretrain": 600, "self_distill": shortest, "finetune": 1, "pretrain": 2000}
+    recipes = {name: replace(getattr(settings.stages, name), steps=n) for name, n in stages.items()}
+    settings = replace(settings, stages=Stages(**recipes))
+    planned = rows.plan(settings, rows.expand(settings, {}), 1)
+    for name in done:
+        (tmp_path / "stages" / name / "final").mkdir(parents=True)
+    place = Place(tmp_path, None, replace(settings.run, probe_every=every))
+    train = labelled(*[0, 1] * 20)
+    target = preflight.Source(SimpleNamespace(train=train), {"train": "the feed"})
+    feeds = preflight.with_probe(target, place, planned).feeds
+    assert feeds.get("probe") == ("the feed" if every else None)
+    said = capsys.readouterr().out
+    assert told in said
+    assert said.count("\n") == bool(told)
+    assert said.startswith(f"warning: config.run.probe_every={every} gives too few" if told else "")
 
 
 def test_texts_are_probed_too(tmp_path, monkeypatch):
@@ -282,51 +269,3 @@ def test_a_stage_that_begins_anew_is_probed_once_at_its_start(tmp_path):
         with report.StageLog(tmp_path, "stage", 10, 0, 1, None) as log:
             log.probe(0, {"probe_knn": 1.0, "probe_linear": 2.0, "probe_seconds": 0.1})
     assert len(logged.read(tmp_path)) == 1
-
-
-WHOLE = {"step": 8, "probe_knn": 30.0, "probe_linear": 40.0, "probe_seconds": 1.0}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        ("probe_linear", "probe_linuar"),
-        ("probe_knn", "qrobe_knn"),
-        ("probe_seconds", "probe_secomds"),
-        ("30.0", "930.0"),
-        ("40.0", "-40.0"),
-        ("30.0", "NaN"),
-        ("30.0", "true"),
-        ("30.0", '"30.0"'),
-        (" 1.0", " 1e999"),
-        (" 1.0", " 1" + 400 * "0"),
-        ("1000", "0"),
-        ("step", "stop"),
-        ("8", "NaN"),
-    ],
-)
-def test_a_damaged_probe_is_left_out(tmp_path, damage):
-    """A disk may change any byte: what only tells of a stage must not fail it."""
-    texts = [json.dumps(line) for line in curve((30, 40, 35, 31), masked=IMPROVING)]
-    spoilt = json.dumps({**WHOLE, "probe_examples": 1000}).replace(*damage)
-    (tmp_path / logged.NAME).write_text("\n".join([spoilt, *texts]))
-    lines = logged.read(tmp_path)
-    assert len(lines) == len(texts)
-    assert len(probe.summary(lines)["probe"]) == 4
-    assert "damaged lines, which are left out: 1: " in logged.lacking(tmp_path, 0)
-
-
-def test_a_probe_of_nobody_knows_how_many_examples():
-    """Of an earlier version: nothing is told of it."""
-    lines = curve((90, 80, 10, 10), masked=IMPROVING)
-    assert probe.warning(lines)
-    for line in lines:
-        line.pop("probe_examples", None)
-    assert len(probe.summary(lines)["probe"]) == 4
-    assert "warning" not in probe.summary(lines)
-
-
-def test_half_a_line_is_not_read(tmp_path):
-    (tmp_path / logged.NAME).write_text('{"step": 1, "masked": 2.0}\n{"step": 2, "mas')
-    assert logged.read(tmp_path) == [{"step": 1, "masked": 2.0}]
-    assert logged.read(tmp_path / "nowhere") == []

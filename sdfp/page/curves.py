@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sdfp import drawing, report
 from sdfp.comparison import PLAIN, Line
-from sdfp.page.stages import Stage, standard_error, terms
+from sdfp.page.stages import Stage, terms
 from sdfp.train import probe
 
 MOST = 400
@@ -161,7 +161,7 @@ def _band(ax: Axes, lines: Sequence[Mapping[str, float]], name: str, colour: str
     """One standard error to both sides, of the probes that say of how many examples they are."""
     own = [line for line in lines if "probe_examples" in line]
     values = np.array([line[name] for line in own])
-    errors = np.array([standard_error(line, name) for line in own])
+    errors = np.array([probe.standard_error(line, name) for line in own])
     steps = [line["step"] for line in own]
     ax.fill_between(steps, values - errors, values + errors, color=colour, alpha=0.15, linewidth=0)
 

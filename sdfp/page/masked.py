@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from sdfp.page import curves, pictures
-from sdfp.page.stages import Stage, standard_error
+from sdfp.page.stages import Stage
 from sdfp.train import probe
 
 
@@ -51,7 +51,7 @@ def _masked(stage: Stage, anchor: str, withheld: bool) -> Masked:
     )
 
 
-def _probed(probes: Sequence[Mapping[str, float]]) -> Iterator[str]:
+def _probed(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """For each of the probe's classifiers, what the stage has made of its accuracy so far."""
     for name, told in probe.NAMES.items():
         own = [line for line in probes if name in line]
@@ -59,15 +59,15 @@ def _probed(probes: Sequence[Mapping[str, float]]) -> Iterator[str]:
             yield f"{told} {_change(own, name)}"
 
 
-def _change(lines: Sequence[Mapping[str, float]], name: str) -> str:
+def _change(lines: Sequence[Mapping[str, Any]], name: str) -> str:
     start, end, best = lines[0], lines[-1], max(lines, key=lambda line: line[name])
     told = f"{start[name]:.1f} → {end[name]:.1f} %"
     if best[name] > max(start[name], end[name]):
         told += f" (best {best[name]:.1f} % at step {best['step']:,})"
-    errors = math.hypot(*(standard_error(line, name) for line in (start, end)))
-    if math.isnan(errors):
+    error = probe.difference_error(start, end, name)
+    if math.isnan(error):
         return told
     change = end[name] - start[name]
-    if abs(change) <= probe.ERRORS * errors:
+    if abs(change) <= probe.ERRORS * error:
         return f"{told}, no change shown"
     return f"{told}, {'better' if change > 0 else 'worse'} than before"

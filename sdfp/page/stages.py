@@ -23,7 +23,7 @@ class Stage(NamedTuple):
     """Its entry of results.json, or what it says itself once it is finished; else empty."""
     lines: Sequence[Mapping[str, float]]
     """Of metrics.jsonl, those of training steps, by step."""
-    probes: Sequence[Mapping[str, float]]
+    probes: Sequence[Mapping[str, Any]]
     """Those of probes."""
     steps: int | None
     """That it is to have; None where nothing tells."""
@@ -113,11 +113,6 @@ def _read(directory: Path, name: str, known: Mapping[str, Any] | None) -> Stage:
     skipped = record.get("skipped", sum(int(line.get("skipped", 0)) for line in lines))
     steps = _steps(directory, record)
     return Stage(name, directory, record, training, probes, steps, warning, skipped)
-
-
-def standard_error(line: Mapping[str, float], name: str) -> float:
-    """Of a probe's accuracy in percent, as of a share of its examples; NaN of older probes."""
-    return math.sqrt(line[name] * (100 - line[name]) / line.get("probe_examples", math.nan))
 
 
 def _steps(directory: Path, record: Mapping[str, Any]) -> int | None:

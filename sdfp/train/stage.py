@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdfp import checkpoint, hosts, logged, optim, report, signals
+from sdfp import checkpoint, hosts, optim, report, signals
 from sdfp.data import plan
 from sdfp.data.loading import Feed
 from sdfp.parallel import Devices
 from sdfp.settings import Recipe, Run
 from sdfp.train import kept, loop, skips, step
-from sdfp.train import probe as probing
 from sdfp.train.kept import Outcome
+from sdfp.train.progress import Looks, Progress
 from sdfp.train.saver import Saver
 from sdfp.train.skips import Skips
 from sdfp.types import LossFn, Params
@@ -128,17 +128,16 @@ def _train(
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
     calls = _calls(stage, place, pauses, state, frozen, feed, per_example)
     with _log(stage, place, directory, first, before.waiting) as log, Saver() as saver:
-        warned = False
-        if probe and not first:
-            began += log.probe(0, probe(state.params))  # it is no part of the stage's time
+        look = Looks(stage.name, directory, log, probe) if probe else None
+        if look and not first:
+            began += look(0, state.params)  # it is no part of the stage's time
         for done, state, metrics in calls:
             skipped = skips.noted(
                 skipped, stage.name, done, metrics, most=run.max_skipped, steps=recipe.steps
             )
             log.add(done, metrics)
-            if probe and (done % run.probe_every == 0 or done == recipe.steps):
-                began += log.probe(done, probe(state.params))
-                warned = warned or _warn(stage.name, directory)
+            if look and (done % run.probe_every == 0 or done == recipe.steps):
+                began += look(done, state.params)
             stop = hosts.any_of(signals.asked())
             if stop:
                 signals.stopping()
@@ -222,25 +221,6 @@ def _frozen_digest(stage: Stage, after: Any) -> str | None:
     return before
 
 
-class Progress(NamedTuple):
-    """What a checkpoint keeps beside the state of the training."""
-
-    seconds: float = 0.0
-    """Spent, those of probes not."""
-    waiting: Sequence[Mapping[str, float]] = ()
-    """The metrics of steps that have no line yet."""
-    skips: Skips = Skips()
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON; `of` reads it again."""
-        return {**self._asdict(), "skips": self.skips._asdict()}
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Progress":
-        skips = Skips(**facts.get("skips", {}))  # which earlier versions did not save
-        return cls(facts["seconds"], facts.get("waiting", ()), skips)
-
-
 def _start(stage: Stage, directory: Path, facts: Mapping[str, Any]) -> tuple[step.State, Progress]:
     """The state to go on from, on the host, and what was kept with it."""
     tx = stage.make_optimizer(stage.recipe)
@@ -289,11 +269,3 @@ def _teacher_table(stage: Stage, frozen: Any, place: Place) -> tuple[Feed, Calla
     )
     resident = {**stage.feed.resident, **place.devices.replicate({"target": table})}
     return stage.feed._replace(resident=resident), None
-
-
-def _warn(name: str, directory: Path) -> bool:
-    """Tells it where the probe falls, and whether it does."""
-    told = probing.warning(logged.read(directory))
-    if told:
-        report.say(f"warning: {name}: {told}")
-    return told is not None
