@@ -78,7 +78,7 @@ def _on_difference(lines: Sequence[Line]) -> Iterator[str]:
         yield f"No Δ and no p: there is no row to compare with {PLAIN} seed by seed."
     else:
         averaged = any(line.pretrain_seeds > 1 for line in compared)
-        first = ", each averaged over the pre-training seeds first" if averaged else ""
+        first = ", with all of their pre-training seeds and averaged over them" if averaged else ""
         common = _range(line.common for line in compared)
         yield f"Δ: mean over the fine-tuning seeds that both rows have ({common}){first}."
 
@@ -86,18 +86,18 @@ def _on_difference(lines: Sequence[Line]) -> Iterator[str]:
 def _on_test(runs: Sequence[Run], subject: str) -> Iterator[str]:
     """What the p-values, or the marks that are made of them, say and do not say."""
     pairs = [(line, name) for _, line, name in each(runs) if line.test == "paired"]
-    welch = [(run, line, name) for run, line, name in each(runs) if line.test == "welch"]
+    welch = [(line, name) for _, line, name in each(runs) if line.test == "welch"]
     how = []
     if pairs:
         how.append(
             f"paired by fine-tuning seed, with n = {_range(line.pairs for line, _ in pairs)} pairs"
         )
     if welch:
-        values = [x.n for run, _, _ in welch for x in run.lines if x.method == PLAIN]
         how.append(
-            f"for {', '.join(name for _, _, name in welch)} Welch's, unpaired, of the mean of each "
-            f"pre-training seed (n = {_range(x.pretrain_seeds for _, x, _ in welch)}) and of "
-            f"{PLAIN}'s values (n = {_range(values)})"
+            f"for {', '.join(name for _, name in welch)} Welch's, unpaired, of the mean of each "
+            f"pre-training seed (n = {_range(line.pretrain_seeds for line, _ in welch)}) and of "
+            f"{PLAIN}'s values (n = {_range(line.common for line, _ in welch)}), of the "
+            "fine-tuning seeds that all of these have"
         )
     once = any(line.pretrains for line, _ in pairs)
     hidden = " A paired test leaves out the variance of the pre-training stages." if once else ""

@@ -124,6 +124,22 @@ def test_several_pretraining_seeds_by_hand():
     assert line_of(results([*row, *PLAIN[::-1]]), "further_pretrain").p_value == line.p_value
 
 
+def test_the_difference_is_the_one_that_is_tested():
+    """Over the fine-tuning seeds of all: else the sign would be of one and p of another."""
+    plain = scores("finetune", 50.0, 51.0, 52.0, 60.0, 61.0)
+    row = pretrained("mars", [[53.0, 54.0, 55.0], [53.5, 54.5, 55.5]])
+    line = line_of(results([*plain, *row]), "mars")
+    assert (line.difference, line.common, line.test) == (3.25, 3, "welch")
+    p = scipy.stats.ttest_ind([54.0, 54.5], [50.0, 51.0, 52.0], equal_var=False).pvalue
+    assert line.p_value == pytest.approx(p, rel=1e-9)
+    # A cell that one pre-training seed lacks is left out of the other, too.
+    line = line_of(results([*plain, *row[:-1]]), "mars")
+    assert (line.difference, line.common, line.n) == (3.25, 2, 5)
+    p = scipy.stats.ttest_ind([53.5, 54.0], [50.0, 51.0], equal_var=False).pvalue
+    assert line.p_value == pytest.approx(p, rel=1e-9)
+    assert "(n = 2), of the fine-tuning" in notes(single(results([*plain, *row[:-1]])))
+
+
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (10, 2), (40, 30)])
 def test_welch_is_that_of_scipy(sizes):
     rng = np.random.default_rng(sizes)

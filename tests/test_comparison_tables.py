@@ -156,12 +156,13 @@ def test_notes_on_several_pretraining_seeds():
     found = results([*PLAIN, *several("further_pretrain")])
     told = notes(single(found))
     assert "further_pretrain over 2 pre-training × 3 fine-tuning seeds; other rows over" in told
-    assert "both rows have (3), each averaged over the pre-training seeds first." in told
+    assert "have (3), with all of their pre-training seeds and averaged over them." in told
     assert "as in the paper" not in told
     assert (
         "p: two-sided t-test against finetune, for further_pretrain Welch's, unpaired, of the mean "
-        "of each pre-training seed (n = 2) and of finetune's values (n = 3); it is weak evidence, "
-        "and not corrected for the number of comparisons (1)."
+        "of each pre-training seed (n = 2) and of finetune's values (n = 3), of the fine-tuning "
+        "seeds that all of these have; it is weak evidence, and not corrected for the number of "
+        "comparisons (1)."
     ) in single(found).notes
     assert "further_pretrain on B over 2" in notes(joined(results(PLAIN), found))
     (row,) = [
