@@ -115,7 +115,8 @@ def _on_cost(run: Run) -> Iterator[str]:
         search = ", without the search for settings" if run.results.get("tuning") else ""
         yield (
             f"steps, time: of one run from theta_init on{search}; a stage that rows share is "
-            f"counted in each of them. Time as measured, compilation included, on {device}."
+            "counted in each of them. Time as measured, compilation included, probes and "
+            f"evaluation not, on {device}."
         )
 
 

@@ -240,7 +240,7 @@ def test_cost_is_of_one_run_with_shared_stages():
     assert (row_of(table, "mars")["steps"], row_of(table, "mars")["time"]) == ("110", "0:59:57")
     assert row_of(table, "finetune")["time"] == "0:00:07"
     assert "counted in each of them" in notes(table)
-    assert "compilation included, on 1 x cpu" in notes(table)
+    assert "compilation included, probes and evaluation not, on 1 x cpu" in notes(table)
     assert "search" not in notes(table)
     searched = {"candidates": [], "split": "validation"}
     assert "without the search" in notes(single(found | {"tuning": {"mars": searched}}))
