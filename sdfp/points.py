@@ -86,8 +86,16 @@ DISTANCE = Measure("distance", lambda entry: entry["distance"])
 
 
 def _by_steps(source: Source, line: Line) -> tuple[str, int] | None:
-    steps = source.run.results["config"]["stages"]["further_pretrain"]["steps"]
-    return (line.method, steps) if line.pretrains else None
+    """Those that were done, of which a method may do several times the config's: of the first
+    stage, which is further pre-training with every method that has any."""
+    if not line.pretrains:
+        return None
+    results = source.run.results
+    records = {record["name"]: record for record in results["stages"]}
+    entry = next(entry for entry in results["results"] if entry["method"] == line.method)
+    if not entry["stages"]:
+        raise KeyError("stages")
+    return line.method, records[entry["stages"][0]]["steps"]
 
 
 def _by_labels(source: Source, line: Line) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdfp import figure
 
-FURTHER, DISTILLED = "further_pretrain", "self_distillation"
+FURTHER, DISTILLED, X2 = "further_pretrain", "self_distillation", "further_pretrain_x2"
 BASE = {"finetune": (50.0, 54.0), FURTHER: (60.0, 61.0, 65.0), DISTILLED: (70.0, 73.0)}
 
 
@@ -20,11 +20,15 @@ def run(folder, rows=BASE, *, steps=100, labels=40, rounds=1, metric="accuracy",
     """A work directory with these scores of these rows."""
     entries = []
     for method, values in rows.items():
-        seed = 0 if FURTHER in method or DISTILLED in method else None
-        made = scores(method, *values, pretrain_seed=seed, metric=metric)
+        pretrains = FURTHER in method or DISTILLED in method
+        first = [X2 if X2 in method else FURTHER] if pretrains else []
+        made = scores(method, *values, pretrain_seed=0 if pretrains else None, metric=metric)
         told = lambda number: {"split": split, f"{split}_loss": 5.0 + number**2}
-        entries += [entry | told(number) for number, entry in enumerate(made)]
-    found = results(entries, data={"counts": {"train": labels}, "held_out": {split: "ab"}})
+        for number, entry in enumerate(made):
+            entries.append(entry | told(number) | {"stages": [*first, entry["stage"]]})
+    trained = [{"name": FURTHER, "steps": steps}, {"name": X2, "steps": 2 * steps}]
+    data = {"counts": {"train": labels}, "held_out": {split: "ab"}}
+    found = results(entries, data=data, stages=trained)
     found["config"] |= {
         "evaluate_on": split,
         "data": {"name": "digits", "train_labels": labels},
@@ -315,6 +319,11 @@ def test_other_mistakes(tmp_path, capsys):
     saved(a, found)
     line = refused(capsys, 5, tmp_path, a)
     assert line.startswith(f"{a}: its results.json has no 'distance'; run its command again")
+    for entry in found["results"]:
+        entry["stages"] = []
+    saved(a, found)
+    line = refused(capsys, 1, tmp_path, a)
+    assert line.startswith(f"{a}: its results.json has no 'stages'; run its command again")
     failed = [{"method": FURTHER, "seed": None, "pretrain_seed": 0, "error": "x"}]
     saved(a, {**found, "results": [], "failed": failed})
     assert "all of its rows failed" in refused(capsys, 1, tmp_path, a)
