@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdfp.comparison import PLAIN, Line, Run, deviation, open_runs
-from sdfp.table_notes import settings
+from sdfp.table_notes import made_with, settings
 from sdfp.types import UserError, some
 
 FURTHER, DISTILLED = "further_pretrain", "self_distillation"
@@ -19,6 +19,7 @@ PAPER = f"{PLAIN},{FURTHER},{DISTILLED}"
 
 NOT_COMPARED = (
     *("name", "methods", "seeds", "run.", "parallel."),
+    "precision",  # what "auto" came to is, see `table_notes.made_with`
     *("data.dir", "data.cache_dir", "source.dir", "source.cache_dir"),
 )
 """Keys of the config that may differ without a note."""
@@ -279,14 +280,16 @@ def notes(axis: Axis, sources: Sequence[Source]) -> list[str]:
             told.append(f"failed cells of {source.workdir}: {some(failed)}")
     configs = [dict(_flat(source.run.results["config"])) for source in sources]
     keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [
+    keys = [
         key
         for key in keys
         if key != axis.key
         and not key.startswith(NOT_COMPARED)
         and any(config.get(key) != configs[0].get(key) for config in configs)
     ]
-    return [*told, *([f"the runs also differ in {some(differing)}"] if differing else [])]
+    other = made_with({str(source.workdir): source.run.results for source in sources})
+    differing = "; ".join([*([some(keys)] if keys else []), *other])
+    return [*told, *([f"the runs also differ in {differing}"] if differing else [])]
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

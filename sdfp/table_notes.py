@@ -4,6 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdfp.comparison import PLAIN, Line, Run, failures
+from sdfp.types import some
+
+ONE_CHECKPOINT = "the fine-tuning seeds of one pre-trained checkpoint per"
+NOT_IN_SPREAD = "the variance of the pre-training stages is not in it"
 
 
 def of_one(run: Run) -> list[str]:
@@ -19,7 +23,13 @@ def of_one(run: Run) -> list[str]:
 
 def of_several(runs: Sequence[Run], marked: str) -> list[str]:
     """The notes of a table with a column for each run; `marked` is what a mark in it means."""
-    return [*_on_n(runs), *_on_spread(runs), *_on_test(runs, marked), *_on_all(runs)]
+    return [
+        *_on_n(runs),
+        *_on_spread(runs),
+        *_on_test(runs, marked),
+        *_on_machines(runs),
+        *_on_all(runs),
+    ]
 
 
 def each(runs: Sequence[Run]) -> Iterator[tuple[Run, Line, str]]:
@@ -118,6 +128,29 @@ def _on_cost(run: Run) -> Iterator[str]:
             "counted in each of them. Time as measured, compilation included, probes and "
             f"evaluation not, on {device}."
         )
+
+
+def made_with(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Precision, kind of device and versions, as far as they differ, each with whose it is.
+
+    Args:
+        runs: name -> results.json. What an older one does not tell is left out.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, results in runs.items():
+        device = results.get("device", "").split(" x ", 1)[-1]  # "8 x H200": how many is no matter
+        told = {"precision": results.get("precision"), "device": device}
+        for what, value in {**told, **results.get("versions", {})}.items():
+            if value:
+                found.setdefault(what, {}).setdefault(str(value), []).append(name)
+    each = lambda values: ", ".join(f"{value} ({some(own)})" for value, own in values.items())
+    return [f"{what}: {each(values)}" for what, values in found.items() if len(values) > 1]
+
+
+def _on_machines(runs: Sequence[Run]) -> Iterator[str]:
+    """What columns were made with, where that differs between them."""
+    if told := made_with({run.label: run.results for run in runs}):
+        yield f"The columns differ in {'; '.join(told)}."
 
 
 def _on_all(runs: Sequence[Run]) -> Iterator[str]:

@@ -146,6 +146,16 @@ def test_rows_in_another_precision():
     assert "fine-tuned in" not in notes(single(alone))
 
 
+def test_columns_of_other_machines():
+    """Of one run there is nothing to tell."""
+    a = results(PLAIN, precision="float32", device="1 x cpu", versions={"sdfp": "0.1"})
+    b = results(PLAIN, precision="float32", device="2 x cpu", versions={"sdfp": "0.1"})
+    c = results(PLAIN, precision="tf32", device="1 x cpu", versions={"sdfp": "0.2"})
+    assert "differ" not in notes(joined(a, b)) + notes(single(c))
+    told = "The columns differ in precision: float32 (A, B), tf32 (C); sdfp: 0.1 (A, B), 0.2 (C)."
+    assert told in joined(a, b, c).notes
+
+
 def several(method):
     """Two pre-training seeds with three fine-tuning seeds each."""
     values = ((0, 51.0, 54.0, 65.0), (1, 53.0, 60.0, 65.0))
