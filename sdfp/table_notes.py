@@ -66,14 +66,11 @@ def _on_spread(runs: Sequence[Run]) -> Iterator[str]:
     """Which seeds the ± is over."""
     spread = [(line, name) for _, line, name in each(runs) if line.std is not None]
     several = [(line, name) for line, name in spread if line.pretrain_seeds > 1]
-    one = "the fine-tuning seeds of one pre-trained checkpoint per row"
+    one = f"{ONE_CHECKPOINT} row"
     if not spread:
         yield "No spread: one value per row."
     elif not several:
-        yield (
-            f"±: sample standard deviation over {one}, as in the paper; the variance of the "
-            "pre-training stages is not in it."
-        )
+        yield (f"±: sample standard deviation over {one}, as in the paper; {NOT_IN_SPREAD}.")
     else:
         words = "{} over {} pre-training × {} fine-tuning seeds"
         told = [words.format(name, x.pretrain_seeds, x.seeds) for x, name in several]
