@@ -89,7 +89,7 @@ def _unfinished(results: Mapping[str, Any], stages: Sequence[Stage]) -> str:
 
 
 def answers(
-    run: Run | None, masked: Sequence[Masked], start: facts.Start | None
+    run: Run | None, masked: Sequence[Masked], starts: Sequence[facts.Start]
 ) -> Iterator[Answer]:
     """Best row, further pre-training, initial parameters: as far as anything is known."""
     if run and (best := verdicts.best(run.lines)):
@@ -97,8 +97,8 @@ def answers(
     probed = [f"{each.stage.name}: {'; '.join(each.probed)}" for each in masked if each.probed]
     if probed:
         yield Answer("Masked stages, by the probe", "masked", probed)
-    if start:
-        yield Answer("Initial parameters", "start", start.lines)
+    for start in starts:
+        yield Answer(start.title, "start", start.lines)
 
 
 def _best(best: Line, lines: Sequence[Line]) -> Iterator[str]:
