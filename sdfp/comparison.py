@@ -276,13 +276,15 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def _cost(entries: Sequence[Mapping], records: Mapping[str, Mapping], what: str) -> float | None:
-    """Steps or seconds of one cell, averaged over cells; None where a stage is not known."""
+    """Steps or seconds of one cell, averaged over cells; None where those of a stage are not
+    known."""
+    known = {name: record[what] for name, record in records.items() if what in record}
     costs = []
     for entry in entries:
         stages = set(entry.get("stages", ()))  # a stage counts once, however often it was asked for
-        if not stages or not stages <= records.keys():
+        if not stages or not stages <= known.keys():
             return None
-        costs.append(sum(records[stage][what] for stage in stages))
+        costs.append(sum(known[stage] for stage in stages))
     return _mean(costs)
 
 

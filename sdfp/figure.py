@@ -138,19 +138,18 @@ def draw_bars(ax: Axes, found: Sequence[Point]) -> None:
 
 def draw(number: int, found: Sequence[Point], source: Source, caption: str) -> Figure:
     """A figure of its points; `source` tells metric and split."""
-    entry = source.run.results["results"][0]
-    split, axis = entry["split"], AXES[number]
+    line, axis = source.run.lines[0], AXES[number]
     title = source.run.results["config"].get("data", {}).get("name", "")
     if number != 5:
         figure, (ax,) = drawing.panels(caption, 1, 7)
         draw_lines(figure, ax, found, axis)
-        ax.set(ylabel=f"{split} {NAMES[entry['metric']]}", title=title)
+        ax.set(ylabel=f"{line.split} {NAMES.get(line.metric, line.metric)}", title=title)
         return figure
     figure, axes = drawing.panels(caption, 3, 4.6)
     figure.suptitle(title)
     of = lambda panel: [point for point in found if point.panel == panel]
     draw_bars(axes[0], of("a"))
-    axes[0].set(title="(a) generalisation gap", ylabel=f"{split} loss − training loss (nats)")
+    axes[0].set(title="(a) generalisation gap", ylabel=f"{line.split} loss − training loss (nats)")
     draw_bars(axes[1], of("b"))
     draw_lines(figure, axes[2], of("c"), axis)
     for ax, panel in zip(

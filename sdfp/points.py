@@ -77,13 +77,13 @@ class Measure(NamedTuple):
     """What the y of a figure is."""
 
     name: str
-    of: Callable[[Mapping[str, Any]], float]
-    """An entry of results.json -> its value. Raises KeyError where it has none."""
+    of: Callable[[Mapping[str, Any], str], float]
+    """(entry of results.json, reported split) -> its value. Raises KeyError where it has none."""
 
 
-SCORE = Measure("score", lambda entry: entry["value"])
-GAP = Measure("gap", lambda entry: entry[f"{entry['split']}_loss"] - entry["train_loss"])
-DISTANCE = Measure("distance", lambda entry: entry["distance"])
+SCORE = Measure("score", lambda entry, _: entry["value"])
+GAP = Measure("gap", lambda entry, split: entry[f"{split}_loss"] - entry["train_loss"])
+DISTANCE = Measure("distance", lambda entry, _: entry["distance"])
 
 
 def _by_steps(source: Source, line: Line) -> tuple[str, int] | None:
@@ -149,12 +149,12 @@ def open_sources(workdirs: Sequence[Path]) -> list[Source]:
 
 def _nature(source: Source) -> dict[str, str]:
     """By name what all runs of a figure must have in common; "" where it is not known."""
-    results, entry = source.run.results, source.run.results["results"][0]
-    held_out = results.get("data", {}).get("held_out", {}).get(entry["split"], "")
+    results, split = source.run.results, source.run.results["config"]["evaluate_on"]
+    held_out = results.get("data", {}).get("held_out", {}).get(split, "")
     return {
         "data set": results["config"].get("data", {}).get("name", ""),
-        "metric": entry["metric"],
-        "reported split": entry["split"],
+        "metric": results["results"][0]["metric"],
+        "reported split": split,
         "held-out data": held_out[:12],
     }
 
@@ -245,9 +245,9 @@ def point(
     Raises:
         UserError: older results, which lack what is measured.
     """
-    entries = source.run.results["results"]
+    own = [entry for entry in source.run.results["results"] if entry["method"] == line.method]
     try:
-        values = [measure.of(entry) for entry in entries if entry["method"] == line.method]
+        values = [measure.of(entry, line.split) for entry in own]
     except KeyError as error:
         raise _lacking(source, error) from None
     return Point(

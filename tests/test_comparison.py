@@ -259,6 +259,9 @@ def test_older_results_lack_what_they_lack():
     partly = [entry("mars", 0, 1.0, stages=["known"]), entry("mars", 1, 1.0, stages=["gone"])]
     record = {"name": "known", "steps": 1, "seconds": 1.0}
     assert line_of(results(partly, stages=[record]), "mars").steps is None
+    del record["seconds"]
+    line = line_of(results(partly[:1], stages=[record]), "mars")
+    assert (line.steps, line.seconds) == (1, None)
 
 
 def test_a_run_where_everything_failed(tmp_path):
