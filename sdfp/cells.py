@@ -156,9 +156,10 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
     """The run as it were with a larger model, and that model's theta_init."""
     settings, start = _read_larger(context, weights, depth)
     name, input = row.masked_stage("init", own=True), context.target.data.input
-    params = initial.kept(start, settings, context.place, input, name).params
+    init = initial.kept(start, settings, context.place, input, name)
+    context.facts.setdefault("teachers", {})[name] = init.record
     context = context._replace(settings=settings, backbone=start.backbone, model=start.model)
-    return context, Start(stages.initial_params(context, row, params), ())
+    return context, Start(stages.initial_params(context, row, init.params), ())
 
 
 def _given(context: Context, path: str) -> Teacher:

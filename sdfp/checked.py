@@ -27,6 +27,10 @@ CANDIDATE = {
     "mean": (*NUMBER, type(None)),
     "errors?": [str],
 }
+START = {
+    **dict.fromkeys(("kind?", "path?", "digest?"), str),
+    **{key: [str] for key in ("loaded?", "initialised?", "left_out?", "notes?")},
+}
 DATA = {
     **{"classes?": int, "counts?": {str: int}, "remarks?": [str], "broken?": {str: str}},
     "held_out?": {str: str},
@@ -37,8 +41,9 @@ RESULTS = {
         **{"name": str, "methods": [str], "evaluate_on": str, "seeds?": [int]},
         **dict.fromkeys(("data?", "init?", "method?", "run?", "stages?"), dict),
     },
-    **{"data?": DATA, "source?": DATA, "init?": dict, "model?": dict, "versions?": dict},
-    **{"device?": str, "precision?": str, "command?": str, "summary?": dict},
+    **{"data?": DATA, "source?": DATA, "init?": START, "teachers?": {str: START}},
+    **{"model?": dict, "versions?": dict, "pretrain_seeds?": int, "device?": str},
+    **{"precision?": str, "command?": str, "summary?": dict},
     "stages?": [
         {
             **{"name": str, "steps?": int, "seconds?": NUMBER, "examples_per_second?": NUMBER},

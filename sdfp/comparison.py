@@ -50,9 +50,10 @@ class Line(NamedTuple):
     precision: str
     """Of its fine-tuning; "" where results.json does not tell (older ones)."""
     difference: float | None
-    """To plain fine-tuning, over the fine-tuning seeds that both rows have."""
+    """To plain fine-tuning, over the fine-tuning seeds that both rows have, this one with all of
+    its pre-training seeds."""
     common: int
-    """How many fine-tuning seeds both rows have."""
+    """How many such fine-tuning seeds there are."""
     test: str
     """What the p-value is of: `paired` or `welch`; "" where there is none."""
     p_value: float | None
@@ -200,14 +201,22 @@ def compared(
 ) -> tuple[float | None, int, str, float | None]:
     """`difference`, `common`, `test` and `p_value` of a row's line.
 
+    All of them are over the same cells: those of the fine-tuning seeds that plain fine-tuning and
+    every pre-training seed of the row have.
+
     Several pre-training seeds are there for the variance of pre-training. Pairs of fine-tuning
     seeds, averaged over them, would all hold the same few pre-trainings, and their differences
     nothing of that variance: so the means of the pre-training seeds are tested, unpaired.
     """
+    seeds: dict[Any, set] = {}
+    for entry in row:
+        seeds.setdefault(entry.get("pretrain_seed"), set()).add(entry["seed"])
+    both = {entry["seed"] for entry in plain}.intersection(*seeds.values())
+    row, plain = ([entry for entry in own if entry["seed"] in both] for own in (row, plain))
     by_pretraining, of_plain = _mean_by("pretrain_seed", row), _mean_by("seed", plain)
     difference, p_value, common = paired(_mean_by("seed", row), of_plain)
     test = "paired"
-    if len(by_pretraining) > 1 and difference is not None:
+    if len(by_pretraining) > 1:
         test, p_value = "welch", welch([*by_pretraining.values()], [*of_plain.values()])
     return difference, common, "" if p_value is None else test, p_value
 
@@ -267,13 +276,15 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def _cost(entries: Sequence[Mapping], records: Mapping[str, Mapping], what: str) -> float | None:
-    """Steps or seconds of one cell, averaged over cells; None where a stage is not known."""
+    """Steps or seconds of one cell, averaged over cells; None where those of a stage are not
+    known."""
+    known = {name: record[what] for name, record in records.items() if what in record}
     costs = []
     for entry in entries:
         stages = set(entry.get("stages", ()))  # a stage counts once, however often it was asked for
-        if not stages or not stages <= records.keys():
+        if not stages or not stages <= known.keys():
             return None
-        costs.append(sum(records[stage][what] for stage in stages))
+        costs.append(sum(known[stage] for stage in stages))
     return _mean(costs)
 
 

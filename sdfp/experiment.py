@@ -98,7 +98,8 @@ def run(raw: Mapping[str, Any], workdir: Path, wish: Wish = CONFIG_ONLY) -> dict
         input = context.target.data.input
         init = initial.kept(start, settings, context.place, input)
         del start, prepared  # the source's data, and the weights as they were read
-        results = Results(context, init.record, earlier=hosts.decide(lambda: earlier(workdir)))
+        before = hosts.decide(lambda: earlier(workdir))
+        results = Results(context, init.record, wish.pretrain_seeds, earlier=before)
         if not results.earlier:  # what is run can be seen from the start
             results.write(complete=False)
         plain = Row("finetune", settings)

@@ -37,6 +37,7 @@ from sdfp.points import (
     Source,
 )
 from sdfp.rendering import NAMES
+from sdfp.table_notes import NOT_IN_SPREAD, ONE_CHECKPOINT
 from sdfp.types import UserError, one_line
 
 AXES = {1: STEPS, 3: LABELS, 4: ROUNDS, 5: ROUNDS}
@@ -137,19 +138,18 @@ def draw_bars(ax: Axes, found: Sequence[Point]) -> None:
 
 def draw(number: int, found: Sequence[Point], source: Source, caption: str) -> Figure:
     """A figure of its points; `source` tells metric and split."""
-    entry = source.run.results["results"][0]
-    split, axis = entry["split"], AXES[number]
+    line, axis = source.run.lines[0], AXES[number]
     title = source.run.results["config"].get("data", {}).get("name", "")
     if number != 5:
         figure, (ax,) = drawing.panels(caption, 1, 7)
         draw_lines(figure, ax, found, axis)
-        ax.set(ylabel=f"{split} {NAMES[entry['metric']]}", title=title)
+        ax.set(ylabel=f"{line.split} {NAMES.get(line.metric, line.metric)}", title=title)
         return figure
     figure, axes = drawing.panels(caption, 3, 4.6)
     figure.suptitle(title)
     of = lambda panel: [point for point in found if point.panel == panel]
     draw_bars(axes[0], of("a"))
-    axes[0].set(title="(a) generalisation gap", ylabel=f"{split} loss − training loss (nats)")
+    axes[0].set(title="(a) generalisation gap", ylabel=f"{line.split} loss − training loss (nats)")
     draw_bars(axes[1], of("b"))
     draw_lines(figure, axes[2], of("c"), axis)
     for ax, panel in zip(
@@ -167,11 +167,27 @@ def caption(found: Sequence[Point], notes: Sequence[str]) -> str:
     told = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     several = max(point.pretrain_seeds for point in found)
     more = f" × up to {several} pre-training seeds" if several > 1 else ""
-    spread = "error bars and bands: ± 1 standard deviation of the sample (n − 1)"
-    missing = "; none where there is one value only" if any(p.std is None for p in found) else ""
+    missing = " (none where there is one value only)" if any(p.std is None for p in found) else ""
+    spread = (
+        f"error bars and bands{missing}: ± 1 standard deviation of the sample (n − 1) over "
+        f"{ONE_CHECKPOINT} point; {NOT_IN_SPREAD}{_repeated(found)}"
+    )
     plural = "" if told == "1" else "s"
-    first = f"Mean over {told} fine-tuning seed{plural}{more}; {spread}{missing}."
+    first = f"Mean over {told} fine-tuning seed{plural}{more}; {spread}."
     return "\n".join([first, *(f"{note}." for note in dict.fromkeys(notes))])
+
+
+def _repeated(found: Sequence[Point]) -> str:
+    """Which points hold the variance of pre-training all the same."""
+    repeated: dict[tuple[str, int], list[str]] = {}
+    for point in found:
+        if point.pretrain_seeds > 1:
+            repeated.setdefault((point.workdir, point.pretrain_seeds), []).append(point.method)
+    told = [
+        f"{', '.join(dict.fromkeys(methods))} of {workdir} ({times} pre-training seeds)"
+        for (workdir, times), methods in repeated.items()
+    ]
+    return f", except for {'; '.join(told)}" if told else ""
 
 
 def make(number: int, workdirs: Sequence[Path], out: Path) -> None:

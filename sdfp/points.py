@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdfp.comparison import PLAIN, Line, Run, deviation, open_runs
-from sdfp.table_notes import settings
+from sdfp.table_notes import made_with, settings
 from sdfp.types import UserError, some
 
 FURTHER, DISTILLED = "further_pretrain", "self_distillation"
@@ -19,6 +19,7 @@ PAPER = f"{PLAIN},{FURTHER},{DISTILLED}"
 
 NOT_COMPARED = (
     *("name", "methods", "seeds", "run.", "parallel."),
+    "precision",  # what "auto" came to is, see `table_notes.made_with`
     *("data.dir", "data.cache_dir", "source.dir", "source.cache_dir"),
 )
 """Keys of the config that may differ without a note."""
@@ -76,18 +77,26 @@ class Measure(NamedTuple):
     """What the y of a figure is."""
 
     name: str
-    of: Callable[[Mapping[str, Any]], float]
-    """An entry of results.json -> its value. Raises KeyError where it has none."""
+    of: Callable[[Mapping[str, Any], str], float]
+    """(entry of results.json, reported split) -> its value. Raises KeyError where it has none."""
 
 
-SCORE = Measure("score", lambda entry: entry["value"])
-GAP = Measure("gap", lambda entry: entry[f"{entry['split']}_loss"] - entry["train_loss"])
-DISTANCE = Measure("distance", lambda entry: entry["distance"])
+SCORE = Measure("score", lambda entry, _: entry["value"])
+GAP = Measure("gap", lambda entry, split: entry[f"{split}_loss"] - entry["train_loss"])
+DISTANCE = Measure("distance", lambda entry, _: entry["distance"])
 
 
 def _by_steps(source: Source, line: Line) -> tuple[str, int] | None:
-    steps = source.run.results["config"]["stages"]["further_pretrain"]["steps"]
-    return (line.method, steps) if line.pretrains else None
+    """Those that were done, of which a method may do several times the config's: of the first
+    stage, which is further pre-training with every method that has any."""
+    if not line.pretrains:
+        return None
+    results = source.run.results
+    records = {record["name"]: record for record in results["stages"]}
+    entry = next(entry for entry in results["results"] if entry["method"] == line.method)
+    if not entry["stages"]:
+        raise KeyError("stages")
+    return line.method, records[entry["stages"][0]]["steps"]
 
 
 def _by_labels(source: Source, line: Line) -> tuple[str, int]:
@@ -140,12 +149,12 @@ def open_sources(workdirs: Sequence[Path]) -> list[Source]:
 
 def _nature(source: Source) -> dict[str, str]:
     """By name what all runs of a figure must have in common; "" where it is not known."""
-    results, entry = source.run.results, source.run.results["results"][0]
-    held_out = results.get("data", {}).get("held_out", {}).get(entry["split"], "")
+    results, split = source.run.results, source.run.results["config"]["evaluate_on"]
+    held_out = results.get("data", {}).get("held_out", {}).get(split, "")
     return {
         "data set": results["config"].get("data", {}).get("name", ""),
-        "metric": entry["metric"],
-        "reported split": entry["split"],
+        "metric": results["results"][0]["metric"],
+        "reported split": split,
         "held-out data": held_out[:12],
     }
 
@@ -236,9 +245,9 @@ def point(
     Raises:
         UserError: older results, which lack what is measured.
     """
-    entries = source.run.results["results"]
+    own = [entry for entry in source.run.results["results"] if entry["method"] == line.method]
     try:
-        values = [measure.of(entry) for entry in entries if entry["method"] == line.method]
+        values = [measure.of(entry, line.split) for entry in own]
     except KeyError as error:
         raise _lacking(source, error) from None
     return Point(
@@ -271,14 +280,16 @@ def notes(axis: Axis, sources: Sequence[Source]) -> list[str]:
             told.append(f"failed cells of {source.workdir}: {some(failed)}")
     configs = [dict(_flat(source.run.results["config"])) for source in sources]
     keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [
+    keys = [
         key
         for key in keys
         if key != axis.key
         and not key.startswith(NOT_COMPARED)
         and any(config.get(key) != configs[0].get(key) for config in configs)
     ]
-    return [*told, *([f"the runs also differ in {some(differing)}"] if differing else [])]
+    other = made_with({str(source.workdir): source.run.results for source in sources})
+    differing = "; ".join([*([some(keys)] if keys else []), *other])
+    return [*told, *([f"the runs also differ in {differing}"] if differing else [])]
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -49,6 +49,8 @@ class Results:
 
     context: Context
     init: dict[str, Any]
+    pretrain_seeds: int = 1
+    """How many were asked for."""
     entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     tuning: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -60,8 +62,9 @@ class Results:
         that it will come to."""
         context = self.context
         entries, records = self.entries, list(context.records.values())
-        tuning = self.tuning
+        tuning, teachers = self.tuning, context.facts.get("teachers", {})
         if not complete:
+            teachers = {**self.earlier.get("teachers", {}), **teachers}
             earlier = self.earlier.get("tuning", {})
             awaited = {k: v for k, v in earlier.items() if k in context.settings.methods}
             tuning = {**awaited, **tuning}
@@ -78,6 +81,8 @@ class Results:
             "precision": context.precision.name,
             **context.facts,
             "init": self.init,
+            "teachers": teachers,
+            "pretrain_seeds": self.pretrain_seeds,
             "stages": records,
             "tuning": tuning,
             "results": entries,

@@ -35,7 +35,8 @@ class Context(NamedTuple):
     """The backbone's settings, as its weights have them."""
     precision: parallel.Precision
     facts: dict[str, dict]
-    """For results.json: fingerprint and notes of `data`, and of `source` if it is used."""
+    """For results.json: fingerprint and notes of `data`, and of `source` if it is used; of
+    `teachers`, the larger ones, what their initial parameters are."""
     records: dict[str, dict]
     """Stage name -> its record for results.json, in the order of the run."""
     failed: dict[str, Exception]

@@ -4,6 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdfp.comparison import PLAIN, Line, Run, failures
+from sdfp.types import some
+
+ONE_CHECKPOINT = "the fine-tuning seeds of one pre-trained checkpoint per"
+NOT_IN_SPREAD = "the variance of the pre-training stages is not in it"
 
 
 def of_one(run: Run) -> list[str]:
@@ -19,7 +23,13 @@ def of_one(run: Run) -> list[str]:
 
 def of_several(runs: Sequence[Run], marked: str) -> list[str]:
     """The notes of a table with a column for each run; `marked` is what a mark in it means."""
-    return [*_on_n(runs), *_on_spread(runs), *_on_test(runs, marked), *_on_all(runs)]
+    return [
+        *_on_n(runs),
+        *_on_spread(runs),
+        *_on_test(runs, marked),
+        *_on_machines(runs),
+        *_on_all(runs),
+    ]
 
 
 def each(runs: Sequence[Run]) -> Iterator[tuple[Run, Line, str]]:
@@ -56,14 +66,11 @@ def _on_spread(runs: Sequence[Run]) -> Iterator[str]:
     """Which seeds the ± is over."""
     spread = [(line, name) for _, line, name in each(runs) if line.std is not None]
     several = [(line, name) for line, name in spread if line.pretrain_seeds > 1]
-    one = "the fine-tuning seeds of one pre-trained checkpoint per row"
+    one = f"{ONE_CHECKPOINT} row"
     if not spread:
         yield "No spread: one value per row."
     elif not several:
-        yield (
-            f"±: sample standard deviation over {one}, as in the paper; the variance of the "
-            "pre-training stages is not in it."
-        )
+        yield (f"±: sample standard deviation over {one}, as in the paper; {NOT_IN_SPREAD}.")
     else:
         words = "{} over {} pre-training × {} fine-tuning seeds"
         told = [words.format(name, x.pretrain_seeds, x.seeds) for x, name in several]
@@ -78,7 +85,7 @@ def _on_difference(lines: Sequence[Line]) -> Iterator[str]:
         yield f"No Δ and no p: there is no row to compare with {PLAIN} seed by seed."
     else:
         averaged = any(line.pretrain_seeds > 1 for line in compared)
-        first = ", each averaged over the pre-training seeds first" if averaged else ""
+        first = ", with all of their pre-training seeds and averaged over them" if averaged else ""
         common = _range(line.common for line in compared)
         yield f"Δ: mean over the fine-tuning seeds that both rows have ({common}){first}."
 
@@ -86,18 +93,18 @@ def _on_difference(lines: Sequence[Line]) -> Iterator[str]:
 def _on_test(runs: Sequence[Run], subject: str) -> Iterator[str]:
     """What the p-values, or the marks that are made of them, say and do not say."""
     pairs = [(line, name) for _, line, name in each(runs) if line.test == "paired"]
-    welch = [(run, line, name) for run, line, name in each(runs) if line.test == "welch"]
+    welch = [(line, name) for _, line, name in each(runs) if line.test == "welch"]
     how = []
     if pairs:
         how.append(
             f"paired by fine-tuning seed, with n = {_range(line.pairs for line, _ in pairs)} pairs"
         )
     if welch:
-        values = [x.n for run, _, _ in welch for x in run.lines if x.method == PLAIN]
         how.append(
-            f"for {', '.join(name for _, _, name in welch)} Welch's, unpaired, of the mean of each "
-            f"pre-training seed (n = {_range(x.pretrain_seeds for _, x, _ in welch)}) and of "
-            f"{PLAIN}'s values (n = {_range(values)})"
+            f"for {', '.join(name for _, name in welch)} Welch's, unpaired, of the mean of each "
+            f"pre-training seed (n = {_range(line.pretrain_seeds for line, _ in welch)}) and of "
+            f"{PLAIN}'s values (n = {_range(line.common for line, _ in welch)}), of the "
+            "fine-tuning seeds that all of these have"
         )
     once = any(line.pretrains for line, _ in pairs)
     hidden = " A paired test leaves out the variance of the pre-training stages." if once else ""
@@ -115,8 +122,32 @@ def _on_cost(run: Run) -> Iterator[str]:
         search = ", without the search for settings" if run.results.get("tuning") else ""
         yield (
             f"steps, time: of one run from theta_init on{search}; a stage that rows share is "
-            f"counted in each of them. Time as measured, compilation included, on {device}."
+            "counted in each of them. Time as measured, compilation included, probes and "
+            f"evaluation not, on {device}."
         )
+
+
+def made_with(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Precision, kind of device and versions, as far as they differ, each with whose it is.
+
+    Args:
+        runs: name -> results.json. What an older one does not tell is left out.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, results in runs.items():
+        device = results.get("device", "").split(" x ", 1)[-1]  # "8 x H200": how many is no matter
+        told = {"precision": results.get("precision"), "device": device}
+        for what, value in {**told, **results.get("versions", {})}.items():
+            if value:
+                found.setdefault(what, {}).setdefault(str(value), []).append(name)
+    each = lambda values: ", ".join(f"{value} ({some(own)})" for value, own in values.items())
+    return [f"{what}: {each(values)}" for what, values in found.items() if len(values) > 1]
+
+
+def _on_machines(runs: Sequence[Run]) -> Iterator[str]:
+    """What columns were made with, where that differs between them."""
+    if told := made_with({run.label: run.results for run in runs}):
+        yield f"The columns differ in {'; '.join(told)}."
 
 
 def _on_all(runs: Sequence[Run]) -> Iterator[str]:

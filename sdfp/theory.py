@@ -29,6 +29,9 @@ Rows = Sequence[Mapping[str, float]]
 
 NOISE = 0.1  # standard deviation of the targets' noise
 ROUNDING = 1e-9  # relative; less is no rise and no excess
+# What `exceeded` draws from, all evenly, the last two of their logarithms.
+EXAMPLES, MORE_FEATURES, OUTPUTS = (2, 9), (1, 9), (1, 3)
+DECAYS, DURATIONS = (1e-3, 1.0), (0.1, 10.0)
 AGREEMENTS = tuple(np.linspace(-1, 1, 9).tolist())
 TRUE, PRINTED, HOLDS = "#000000", "#d55e00", "#0072b2"  # told apart by the colour-blind, too
 
@@ -84,6 +87,8 @@ def over_rounds(problem: Problem, *, decay: float, duration: float, rounds: int)
 def exceeded(rng: np.random.Generator, instances: int, rounds: int) -> Rows:
     """For each of AGREEMENTS, `instances` problems of random sizes, decay and duration.
 
+    Shares of them are statements about this distribution only: `distribution` tells it.
+
     Returns:
         Per problem: norm / printed zeta and norm / zeta after one round, and the share of all
         rounds in which the norm rose.
@@ -91,9 +96,9 @@ def exceeded(rng: np.random.Generator, instances: int, rounds: int) -> Rows:
     rows = []
     for agreement in AGREEMENTS:
         for _ in range(instances):
-            examples, outputs = int(rng.integers(2, 10)), int(rng.integers(1, 4))
-            features = examples + int(rng.integers(1, 10))
-            decay, duration = 10 ** rng.uniform(-3, 0), 10 ** rng.uniform(-1, 1)
+            examples, outputs = _whole(rng, EXAMPLES), _whole(rng, OUTPUTS)
+            features = examples + _whole(rng, MORE_FEATURES)
+            decay, duration = _positive(rng, DECAYS), _positive(rng, DURATIONS)
             problem = draw(
                 rng, examples=examples, features=features, outputs=outputs, agreement=agreement
             )
@@ -108,6 +113,24 @@ def exceeded(rng: np.random.Generator, instances: int, rounds: int) -> Rows:
             setting = {"agreement": agreement, "decay": decay, "duration": duration}
             rows.append(setting | sizes | ratios)
     return rows
+
+
+def _whole(rng: np.random.Generator, limits: tuple[int, int]) -> int:
+    return int(rng.integers(*limits, endpoint=True))
+
+
+def _positive(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    low, high = limits
+    return 10 ** rng.uniform(math.log10(low), math.log10(high))
+
+
+def distribution() -> str:
+    """What `exceeded` draws from, in words."""
+    to = lambda limits: "{:g} to {:g}".format(*limits)
+    return (
+        f"drawn evenly: n {to(EXAMPLES)}, d − n {to(MORE_FEATURES)}, p {to(OUTPUTS)}, and on a "
+        f"logarithmic scale λ {to(DECAYS)}, T {to(DURATIONS)}"
+    )
 
 
 def draw_bounds(rows: Rows, caption: str) -> Figure:
@@ -206,7 +229,10 @@ def run(given: argparse.Namespace) -> None:
         f"outputs, λ = {given.decay:g}, T = {given.duration:g}, "
         f"agreement {given.agreement:g}, seed {given.seed}"
     )
-    all_of_them = f"{given.instances} random problems per agreement, seed {given.seed}"
+    all_of_them = (
+        f"{given.instances} random problems per agreement, seed {given.seed}, "
+        f"{given.rounds} rounds; {distribution()}"
+    )
     try:
         given.out.mkdir(parents=True, exist_ok=True)
         with drawing.style():

@@ -124,6 +124,22 @@ def test_several_pretraining_seeds_by_hand():
     assert line_of(results([*row, *PLAIN[::-1]]), "further_pretrain").p_value == line.p_value
 
 
+def test_the_difference_is_the_one_that_is_tested():
+    """Over the fine-tuning seeds of all: else the sign would be of one and p of another."""
+    plain = scores("finetune", 50.0, 51.0, 52.0, 60.0, 61.0)
+    row = pretrained("mars", [[53.0, 54.0, 55.0], [53.5, 54.5, 55.5]])
+    line = line_of(results([*plain, *row]), "mars")
+    assert (line.difference, line.common, line.test) == (3.25, 3, "welch")
+    p = scipy.stats.ttest_ind([54.0, 54.5], [50.0, 51.0, 52.0], equal_var=False).pvalue
+    assert line.p_value == pytest.approx(p, rel=1e-9)
+    # A cell that one pre-training seed lacks is left out of the other, too.
+    line = line_of(results([*plain, *row[:-1]]), "mars")
+    assert (line.difference, line.common, line.n) == (3.25, 2, 5)
+    p = scipy.stats.ttest_ind([53.5, 54.0], [50.0, 51.0], equal_var=False).pvalue
+    assert line.p_value == pytest.approx(p, rel=1e-9)
+    assert "(n = 2), of the fine-tuning" in notes(single(results([*plain, *row[:-1]])))
+
+
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (10, 2), (40, 30)])
 def test_welch_is_that_of_scipy(sizes):
     rng = np.random.default_rng(sizes)
@@ -224,7 +240,7 @@ def test_cost_is_of_one_run_with_shared_stages():
     assert (row_of(table, "mars")["steps"], row_of(table, "mars")["time"]) == ("110", "0:59:57")
     assert row_of(table, "finetune")["time"] == "0:00:07"
     assert "counted in each of them" in notes(table)
-    assert "compilation included, on 1 x cpu" in notes(table)
+    assert "compilation included, probes and evaluation not, on 1 x cpu" in notes(table)
     assert "search" not in notes(table)
     searched = {"candidates": [], "split": "validation"}
     assert "without the search" in notes(single(found | {"tuning": {"mars": searched}}))
@@ -243,6 +259,9 @@ def test_older_results_lack_what_they_lack():
     partly = [entry("mars", 0, 1.0, stages=["known"]), entry("mars", 1, 1.0, stages=["gone"])]
     record = {"name": "known", "steps": 1, "seconds": 1.0}
     assert line_of(results(partly, stages=[record]), "mars").steps is None
+    del record["seconds"]
+    line = line_of(results(partly[:1], stages=[record]), "mars")
+    assert (line.steps, line.seconds) == (1, None)
 
 
 def test_a_run_where_everything_failed(tmp_path):

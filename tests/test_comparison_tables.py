@@ -146,6 +146,16 @@ def test_rows_in_another_precision():
     assert "fine-tuned in" not in notes(single(alone))
 
 
+def test_columns_of_other_machines():
+    """Of one run there is nothing to tell."""
+    a = results(PLAIN, precision="float32", device="1 x cpu", versions={"sdfp": "0.1"})
+    b = results(PLAIN, precision="float32", device="2 x cpu", versions={"sdfp": "0.1"})
+    c = results(PLAIN, precision="tf32", device="1 x cpu", versions={"sdfp": "0.2"})
+    assert "differ" not in notes(joined(a, b)) + notes(single(c))
+    told = "The columns differ in precision: float32 (A, B), tf32 (C); sdfp: 0.1 (A, B), 0.2 (C)."
+    assert told in joined(a, b, c).notes
+
+
 def several(method):
     """Two pre-training seeds with three fine-tuning seeds each."""
     values = ((0, 51.0, 54.0, 65.0), (1, 53.0, 60.0, 65.0))
@@ -156,12 +166,13 @@ def test_notes_on_several_pretraining_seeds():
     found = results([*PLAIN, *several("further_pretrain")])
     told = notes(single(found))
     assert "further_pretrain over 2 pre-training × 3 fine-tuning seeds; other rows over" in told
-    assert "both rows have (3), each averaged over the pre-training seeds first." in told
+    assert "have (3), with all of their pre-training seeds and averaged over them." in told
     assert "as in the paper" not in told
     assert (
         "p: two-sided t-test against finetune, for further_pretrain Welch's, unpaired, of the mean "
-        "of each pre-training seed (n = 2) and of finetune's values (n = 3); it is weak evidence, "
-        "and not corrected for the number of comparisons (1)."
+        "of each pre-training seed (n = 2) and of finetune's values (n = 3), of the fine-tuning "
+        "seeds that all of these have; it is weak evidence, and not corrected for the number of "
+        "comparisons (1)."
     ) in single(found).notes
     assert "further_pretrain on B over 2" in notes(joined(results(PLAIN), found))
     (row,) = [

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdfp import figure
 
-FURTHER, DISTILLED = "further_pretrain", "self_distillation"
+FURTHER, DISTILLED, X2 = "further_pretrain", "self_distillation", "further_pretrain_x2"
 BASE = {"finetune": (50.0, 54.0), FURTHER: (60.0, 61.0, 65.0), DISTILLED: (70.0, 73.0)}
 
 
@@ -20,11 +20,15 @@ def run(folder, rows=BASE, *, steps=100, labels=40, rounds=1, metric="accuracy",
     """A work directory with these scores of these rows."""
     entries = []
     for method, values in rows.items():
-        seed = 0 if FURTHER in method or DISTILLED in method else None
-        made = scores(method, *values, pretrain_seed=seed, metric=metric)
+        pretrains = FURTHER in method or DISTILLED in method
+        first = [X2 if X2 in method else FURTHER] if pretrains else []
+        made = scores(method, *values, pretrain_seed=0 if pretrains else None, metric=metric)
         told = lambda number: {"split": split, f"{split}_loss": 5.0 + number**2}
-        entries += [entry | told(number) for number, entry in enumerate(made)]
-    found = results(entries, data={"counts": {"train": labels}, "held_out": {split: "ab"}})
+        for number, entry in enumerate(made):
+            entries.append(entry | told(number) | {"stages": [*first, entry["stage"]]})
+    trained = [{"name": FURTHER, "steps": steps}, {"name": X2, "steps": 2 * steps}]
+    data = {"counts": {"train": labels}, "held_out": {split: "ab"}}
+    found = results(entries, data=data, stages=trained)
     found["config"] |= {
         "evaluate_on": split,
         "data": {"name": "digits", "train_labels": labels},
@@ -105,6 +109,57 @@ def test_steps(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Mean over 2 to 3 fine-tuning seeds" in said
     assert f"finetune is that of {a}; {b} has another." in said  # they are not from one code
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_twice_the_steps(tmp_path):
+    """further_pretrain_x2 of N steps is further_pretrain of 2 N, to the last bit."""
+    made = [run(tmp_path / str(n), BASE | {X2: (60.0, 62.0)}, steps=n)[0] for n in (15, 30)]
+    assert make(1, tmp_path / "out", *made) == 0
+    places = {name: [] for name in (FURTHER, X2, DISTILLED)}
+    for row in rows(tmp_path / "out", 1)[1:]:
+        places[row["series"]].append(row["x"])
+    assert places == {FURTHER: ["15", "30"], X2: ["30", "60"], DISTILLED: ["15", "30"]}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_spread(tmp_path, capsys):
+    """The runs, and of them the rows, that repeat pre-training are named."""
+    one = "seeds of one pre-trained checkpoint per point; the variance of the pre-training stages"
+    a, b = (run(tmp_path / str(n), steps=n)[0] for n in (1, 2))
+    assert make(1, tmp_path / "out", a, b) == 0
+    assert f"(n − 1) over the fine-tuning {one} is not in it.\n" in capsys.readouterr().out
+    again = BASE | {FURTHER: (60.0, 61.0, 65.0, 60.0, 62.0, 64.0)}
+    b, found = run(b, again, steps=2)
+    for number, entry in enumerate(e for e in found["results"] if e["method"] == FURTHER):
+        entry |= {"pretrain_seed": number // 3, "seed": number % 3}
+    saved(b, found)
+    assert make(1, tmp_path / "out", a, b) == 0
+    told = f"is not in it, except for {FURTHER} of {b} (2 pre-training seeds).\n"
+    assert f"{one} {told}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_other_machines(tmp_path, capsys):
+    """Precision, device and versions are no part of a config; their number of devices is none."""
+    made = []
+    for steps, device, precision, jax in (
+        *((1, "1 x cpu", "float32", "0.10"), (2, "8 x cpu", "float32", "0.10")),
+        *((3, "1 x H200", "tf32", "0.11"), (4, "", "", "")),
+    ):
+        folder, found = run(tmp_path / str(steps), steps=steps)
+        found |= {"device": device, "precision": precision, "versions": {"jax": jax, "numpy": "2"}}
+        if not device:  # an older run
+            del found["device"], found["precision"], found["versions"]
+        made.append(saved(folder, found))
+    assert make(1, tmp_path / "out", *made[:2]) == 0
+    assert "differ" not in capsys.readouterr().out
+    assert make(1, tmp_path / "out", *made) == 0
+    one, two, three, _ = made
+    assert (
+        f"the runs also differ in precision: float32 ({one}, {two}), tf32 ({three}); "
+        f"device: cpu ({one}, {two}), H200 ({three}); jax: 0.10 ({one}, {two}), 0.11 ({three}).\n"
+    ) in capsys.readouterr().out
 
 
 def test_labels(tmp_path):
@@ -315,6 +370,11 @@ def test_other_mistakes(tmp_path, capsys):
     saved(a, found)
     line = refused(capsys, 5, tmp_path, a)
     assert line.startswith(f"{a}: its results.json has no 'distance'; run its command again")
+    for entry in found["results"]:
+        entry["stages"] = []
+    saved(a, found)
+    line = refused(capsys, 1, tmp_path, a)
+    assert line.startswith(f"{a}: its results.json has no 'stages'; run its command again")
     failed = [{"method": FURTHER, "seed": None, "pretrain_seed": 0, "error": "x"}]
     saved(a, {**found, "results": [], "failed": failed})
     assert "all of its rows failed" in refused(capsys, 1, tmp_path, a)

@@ -182,7 +182,7 @@ def test_interrupted_in_its_first_stage(tmp_path, monkeypatch):
     assert table_runs.make(tmp_path, *rows) == 130
     found = Page((tmp_path / "report.html").read_text())
     assert "The run has not come to its end" in found.shown
-    assert "further_pretrain (0 of 2), finetune (0 of 2)" in found.shown
+    assert "further_pretrain (none), finetune (none)" in found.shown
     assert "Random parameters (scratch), config.init.seed 0." in found.shown
 
 

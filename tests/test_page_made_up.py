@@ -297,6 +297,25 @@ def test_weights(tmp_path):
     assert "left out, no place" not in found.shown
 
 
+def test_the_teacher_has_initial_parameters_of_its_own(tmp_path):
+    """Another file, of which other tensors may be lacking; or random ones, pre-trained."""
+    init = {"kind": "weights", "path": "/models/large", "loaded": ["a"], "left_out": ["pooler"]}
+    teachers = {"teacher/init@weights=large": init, "teacher/init@depth=4": {"kind": "scratch"}}
+    told = results(PLAIN, init={"kind": "scratch"}, teachers=teachers)
+    told["config"]["init"] = {"kind": "pretrain", "seed": 7}
+    folder = tmp_path / "stages/teacher/init@weights=large"
+    folder.mkdir(parents=True)
+    (folder / "identity.json").write_text(json.dumps({"weights": "abc123"}))
+    found = made(saved(tmp_path, told))
+    assert found.shown.count("Initial parameters of a teacher, teacher/init@weights=large") == 2
+    assert found.shown.count("Weights: /models/large, 1 tensors loaded; 0 of the model's are") == 2
+    assert "1 left out, no place in the model pooler" in found.shown
+    assert "SHA-256 of the file: abc123" in found.shown
+    assert found.shown.count("config.init.seed 7.") == 4
+    for stage in ("pretrain", "teacher/pretrain@depth=4"):
+        assert f"Then pre-trained on config.source: the stage {stage}." in found.shown
+
+
 def test_data_facts(tmp_path):
     data = {
         "fingerprint": "f" * 64,

@@ -116,12 +116,23 @@ def test_a_stage_that_over_fits_while_it_goes_on(tmp_path):
     told = results([], ["further_pretrain", "finetune"], complete=False)
     found = made(saved(tmp_path, told))
     assert warning in found.shown
-    assert "seeds measured so far: further_pretrain (0 of 3), finetune (0 of 3)" in found.shown
+    assert "cells measured so far: further_pretrain (none), finetune (none)" in found.shown
     assert "unfinished stages: further_pretrain (step 90 of ?)" in found.shown
     told["stages"] = [record("further_pretrain")]
     found = made(saved(tmp_path, told))
     assert warning not in found.shown
     assert "unfinished stages" not in found.shown
+
+
+@pytest.mark.parametrize(("asked", "told"), [(3, "mars (4 of 9)"), (1, "mars (2 of 3)")])
+def test_which_cells_are_lacking(tmp_path, asked, told):
+    """A row that pre-trains has a cell for each pre-training seed and fine-tuning seed."""
+    cells = [entry("mars", seed, 50.0, again) for again in range(2) for seed in range(2)]
+    cells = cells[: 4 if asked == 3 else 2]
+    found = results([*PLAIN, *cells], complete=False, pretrain_seeds=asked)
+    found["config"]["methods"] = ["finetune", "mars", "r3f"]
+    shown = made(saved(tmp_path, found)).shown
+    assert f"cells measured so far: {told}, r3f (none)." in shown
 
 
 def test_candidates(tmp_path):

@@ -143,11 +143,11 @@ def test_a_larger_teacher_is_one_for_all_seeds(workdir):
     assert make(workdir, "--methods", "finetune,kd", "--seeds", "2") == 0
     students = {f"finetune/kd/seed_{seed}" for seed in (0, 1)}
     assert new_stages(workdir, before) == {"teacher/init", "teacher/finetune", *students}
-    found = records(workdir)
-    for name in students:
-        assert found[name]["teacher_digest"] == found["teacher/finetune"]["digest"]
-    for entry in results(workdir)["results"][2:]:
-        assert entry["stages"] == ["teacher/finetune", entry["stage"]]
+    found, kept = records(workdir), results(workdir)
+    teacher = found["teacher/finetune"]["digest"]
+    assert {found[name]["teacher_digest"] for name in students} == {teacher}
+    assert [*kept["teachers"]] == ["teacher/init"]
+    assert all(e["stages"] == ["teacher/finetune", e["stage"]] for e in kept["results"][2:])
     deeper, _ = checkpoint.restore(workdir / "stages/teacher/finetune/final")
     assert {len(leaf) for leaf in checkpoint.flatten(deeper["encoder"]["blocks"]).values()} == {2}
 

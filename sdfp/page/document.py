@@ -24,7 +24,7 @@ def html(workdir: Path) -> str:
     found = stages.find(workdir, results)
     trained = masked.masked(found, withheld)
     judged = mistakes.judged(workdir, run, withheld)
-    start = facts.start(results, workdir)
+    starts = facts.starts(results, workdir)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -36,7 +36,7 @@ def html(workdir: Path) -> str:
         title=results.get("config", {}).get("name", "A run that has just begun"),
         summary=top.summary(results),
         warnings=list(top.warnings(results, found, trained)),
-        answers=list(top.answers(run, trained, start)),
+        answers=list(top.answers(run, trained, starts)),
         has_examples=_has_examples(trained, judged),
         table=facts.scores(run) if run else None,
         scores=_scores(run),
@@ -44,7 +44,7 @@ def html(workdir: Path) -> str:
         masked=trained,
         tuned=finetuning.finetuned(found),
         judged=judged,
-        start=start,
+        starts=starts,
         data={name: facts.data(results[name]) for name in facts.sets(results)},
         stages=facts.stages(found),
         settings={

@@ -26,8 +26,9 @@ class Data(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where theta_init is from."""
+    """Where a theta_init is from."""
 
+    title: str
     lines: list[str]
     digest: str
     """Of the file; "" of random ones."""
@@ -78,30 +79,36 @@ def data(found: Mapping[str, Any]) -> Data:
     return Data(flat(rest), remarks, list(broken.items()))
 
 
-def start(results: Mapping[str, Any], workdir: Path) -> Start | None:
-    """What stages/init is; None where nothing tells yet."""
-    kept = manifest(workdir / "stages" / "init")
-    init = results.get("init") or kept.get("facts")
-    if not init:
-        return None
+def starts(results: Mapping[str, Any], workdir: Path) -> list[Start]:
+    """What stages/init is, and the same stage of larger teachers; empty where nothing tells yet."""
+    own = results.get("init") or manifest(workdir / "stages" / "init").get("facts")
+    found = {**({"init": own} if own else {}), **results.get("teachers", {})}
     settings = results.get("config", {}).get("init", {})
+    return [_start(name, init, settings, workdir / "stages" / name) for name, init in found.items()]
+
+
+def _start(
+    name: str, init: Mapping[str, Any], settings: Mapping[str, Any], directory: Path
+) -> Start:
+    """A stage of initial parameters; `settings` are those of config.init."""
     if init.get("kind") == "weights":
-        lines = [_filled(init, kept.get("arrays", {}))]
-        lines += init.get("notes", ())
+        lines = [_filled(init, manifest(directory).get("arrays", {})), *init.get("notes", ())]
     else:
         seed = settings.get("seed", "unknown")
         lines = [f"Random parameters (scratch), config.init.seed {seed}."]
-    if settings.get("kind") == "pretrain":
-        lines.append("Then pre-trained on config.source: the stage pretrain.")
+        if settings.get("kind") == "pretrain":
+            after = name.replace("init", "pretrain", 1)
+            lines.append(f"Then pre-trained on config.source: the stage {after}.")
     titles = {
         "initialised": "initialised, not in the file",
         "left_out": "left out, no place in the model",
         "loaded": "loaded",
     }
     lists = [(told, init[key]) for key, told in titles.items() if init.get(key)]
-    identity = workdir / "stages" / "init" / "identity.json"
+    identity = directory / "identity.json"
     known = checked.read_json(identity, ADVICE) if identity.is_file() else {}
-    return Start(lines, known.get("weights") or "", lists)
+    title = "Initial parameters" + ("" if name == "init" else f" of a teacher, {name}")
+    return Start(title, lines, known.get("weights") or "", lists)
 
 
 def _filled(init: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:

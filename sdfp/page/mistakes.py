@@ -77,8 +77,10 @@ def judged(workdir: Path, run: Run | None, withheld: bool) -> list[Judged]:
         first.setdefault(entry["method"], entry)
     best = verdicts.best(run.lines) if run else None
     made = []
-    for line in (line for line in run.lines if line.method in first) if run else ():
-        entry = first[line.method]
+    for line in run.lines if run else ():
+        entry = first.get(line.method, {})
+        if "stage" not in entry:  # nothing was measured, or by an older version
+            continue
         directory = workdir / "stages" / entry["stage"]
         found, shown = worst(directory, withheld)
         name = NAMES.get(entry["metric"], entry["metric"])
@@ -86,7 +88,7 @@ def judged(workdir: Path, run: Run | None, withheld: bool) -> list[Judged]:
             Judged(
                 name=line.method,
                 anchor=f"row-{len(made) + 1}",
-                score=f"{entry['split']} {name} {entry['value']:.2f}",
+                score=f"{line.split} {name} {entry['value']:.2f}",
                 stage=entry["stage"],
                 confusion=confusion(directory),
                 worst=found,

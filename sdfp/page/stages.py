@@ -54,8 +54,8 @@ class Stage(NamedTuple):
         record = self.record
         if not record:
             return self.remarks
-        told = [f"{record['steps']:,} steps", f"{record['seconds']:,.0f} seconds"]
-        told.append(f"{record['examples_per_second']:,.0f} examples/s")
+        known = {"steps": "steps", "seconds": "seconds", "examples_per_second": "examples/s"}
+        told = [f"{record[key]:,.0f} {unit}" for key, unit in known.items() if key in record]
         held_out = [key for key in record if key.endswith("_masked_loss")]
         told += [f"{key.replace('_', ' ')} {record[key]:.4f}" for key in held_out]
         return told + self.remarks

@@ -75,13 +75,19 @@ def _unfinished(results: Mapping[str, Any], stages: Sequence[Stage]) -> str:
     """What a run that has not come to its end still lacks."""
     config = results.get("config", {})
     told = ["The run has not come to its end: it goes on, or was stopped"]
-    seeds: dict[str, set] = {method: set() for method in config.get("methods", ())}
+    cells: dict[str, set] = {method: set() for method in config.get("methods", ())}
     for entry in results.get("results", ()):
-        seeds.setdefault(entry["method"], set()).add(entry["seed"])
-    wanted = len(config.get("seeds", ()))
-    lacking = [f"{m} ({len(own)} of {wanted})" for m, own in seeds.items() if len(own) < wanted]
+        cell = (entry.get("pretrain_seed"), entry["seed"])
+        cells.setdefault(entry["method"], set()).add(cell)
+    lacking = []
+    for method, own in cells.items():
+        # What does not pre-train is not repeated; before its first cell a row does not tell.
+        repeats = 1 if {seed for seed, _ in own} == {None} else results.get("pretrain_seeds", 1)
+        wanted = repeats * len(config.get("seeds", ()))
+        if len(own) < wanted:
+            lacking.append(f"{method} ({len(own)} of {wanted})" if own else f"{method} (none)")
     if lacking:
-        told.append(f"seeds measured so far: {', '.join(lacking)}")
+        told.append(f"cells measured so far: {', '.join(lacking)}")
     making = [f"{s.name} (step {s.done:,} of {s.of})" for s in stages if not s.record]
     if making:
         told.append(f"unfinished stages: {', '.join(making)}")
@@ -89,7 +95,7 @@ def _unfinished(results: Mapping[str, Any], stages: Sequence[Stage]) -> str:
 
 
 def answers(
-    run: Run | None, masked: Sequence[Masked], start: facts.Start | None
+    run: Run | None, masked: Sequence[Masked], starts: Sequence[facts.Start]
 ) -> Iterator[Answer]:
     """Best row, further pre-training, initial parameters: as far as anything is known."""
     if run and (best := verdicts.best(run.lines)):
@@ -97,8 +103,8 @@ def answers(
     probed = [f"{each.stage.name}: {'; '.join(each.probed)}" for each in masked if each.probed]
     if probed:
         yield Answer("Masked stages, by the probe", "masked", probed)
-    if start:
-        yield Answer("Initial parameters", "start", start.lines)
+    for start in starts:
+        yield Answer(start.title, "start", start.lines)
 
 
 def _best(best: Line, lines: Sequence[Line]) -> Iterator[str]:
