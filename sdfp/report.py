@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -204,10 +206,25 @@ def save_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None
         writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
 
 
+@functools.cache  # what the process began with
 def versions() -> dict[str, str]:
-    """Of everything that a result may depend on."""
+    """Of everything that a result may depend on; of a clone the commit, "-dirty" with changes."""
     found = {name: metadata.version(name) for name in VERSIONS}
-    return {"sdfp": sdfp.__version__, "python": platform.python_version(), **found}
+    own = {"sdfp": sdfp.__version__, **_commit(Path(sdfp.__file__).parents[1])}
+    return {**own, "python": platform.python_version(), **found}
+
+
+def _commit(clone: Path) -> dict[str, str]:
+    if not (clone / ".git").exists():
+        return {}
+    asked = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*asked, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder's owner
+        return {}
+    return {"commit": done.stdout.strip()}
 
 
 def command() -> str:

@@ -1,6 +1,8 @@
 """results.json while a run goes on, and the failures that do not stop it."""
 
 import dataclasses
+import os
+import shlex
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +77,7 @@ class Results:
             "complete": complete,
             "config": dataclasses.asdict(context.settings),
             "model": dataclasses.asdict(context.model),
-            "command": report.command(),
+            "command": _command(),
             "versions": report.versions(),
             "device": f"{context.place.devices.count} x {jax.devices()[0].device_kind}",
             "precision": context.precision.name,
@@ -132,3 +134,9 @@ class Results:
                 | {"seed": seed, "error": told, "ours": ours}
             )
             return None
+
+
+def _command() -> str:
+    """What repeats the run: its paths may be relative ones."""
+    command = report.command()
+    return command and f"cd {shlex.quote(os.getcwd())} && {command}"

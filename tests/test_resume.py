@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -340,6 +341,8 @@ def test_results_tell_everything(finished):
     assert told["model"]["patch_size"] == 4
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert told["versions"][package] == metadata.version(package)
+    if (Path(__file__).parents[1] / ".git").exists():  # not in a copy of the files alone
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", told["versions"]["commit"])
     assert told["versions"]["python"] == sys.version.split()[0]
     assert told["device"] == "1 x cpu"
     assert told["precision"] == "float32"

@@ -50,6 +50,7 @@ def check(workdir, output, results):
     assert {"further_pretrain", "self_distill_1", "finetune/finetune/seed_1"} < names
     assert all(stage["steps"] == 2 for stage in results["stages"])
     assert (workdir / "stages/self_distill_1/reconstructions.png").exists()
+    assert results["command"].startswith("cd ")
     assert " -m sdfp.main --config=configs/" in results["command"]
     assert results["command"] in html.unescape((workdir / "report.html").read_text())
     assert results["summary"]["self_distillation"]["accuracy"]["n"] == 2
