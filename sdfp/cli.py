@@ -30,7 +30,7 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def path(text: str) -> Path:
-    """Of a flag; the shell leaves the ~ of --flag=~/x as it is."""
+    """Of a flag; the shell leaves the ~ of --flag=~/x as it is. Of nobody's home it stays."""
     return Path(os.path.expanduser(text))
 
 
