@@ -43,6 +43,7 @@ HELP = {
     "num_processes": "how many",
     "process_id": "which one this is, from 0",
 }
+_joined = False  # a process is of one run
 ERRORS = {error.__name__: error for error in (UserError, WorkdirError)}
 
 
@@ -70,6 +71,7 @@ def start(given: Processes = ALONE) -> None:
     _check(given)
     if given.coordinator is None and not (_slurm() or _tpu()):
         return
+    global _joined
     # Its own handler would swallow SIGTERM, and nothing here listens to it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -81,10 +83,12 @@ def start(given: Processes = ALONE) -> None:
             shutdown_timeout_seconds=LAST,
             coordinator_bind_address=given.coordinator if given.own == 0 else None,
         )
+        found = jax.devices()
     except (RuntimeError, ValueError) as error:
         where = given.coordinator or "the cluster's coordinator"
         raise UserError(f"processes: {where}: {one_line(error)}") from error
-    devices = collections.Counter(device.process_index for device in jax.devices())
+    _joined = True
+    devices = collections.Counter(device.process_index for device in found)
     if len(set(devices.values())) > 1:
         raise UserError(f"processes: each needs as many devices; they have {dict(devices)}")
 
@@ -123,12 +127,12 @@ def _tpu() -> bool:
 
 def several() -> bool:
     """Whether the run has more processes than this one."""
-    return jax.process_count() > 1
+    return _joined and jax.process_count() > 1  # JAX would wait for those that did not come
 
 
 def first() -> bool:
     """Whether this process is the one that reads and writes the work directory."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 @contextlib.contextmanager
