@@ -12,7 +12,7 @@ LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 """Of a control group of version 2 and of version 1, by what /proc/self/cgroup calls it."""
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list:
     """Those of all processes of the run. Called before anything else asks for one.
 
     Raises:
@@ -22,7 +22,7 @@ def devices() -> list[jax.Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
         # The latter says nothing: GPUs are asked for, and there is none.
-        asked = f"JAX_PLATFORMS={jax.config.jax_platforms}: there is nothing of the kind"
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: there is nothing of the kind"
         raise UserError(f"no device: {one_line(error) or asked}") from error
 
 
