@@ -22,7 +22,7 @@ Where do I find ...
     tables: statistics, formats             comparison.py, table_notes.py, rendering.py
     every setting, with its default         ../configs/common.py, of texts common_text.py
                                             (types, ranges: settings.py, config_checks.py)
-    devices, jit and pmap                   parallel.py
+    devices, jit and pmap                   parallel.py; their memory: machine.py
     metrics.jsonl                           report.py writes it, logged.py reads it
     several processes                       hosts.py
     compiled programs, kept                 programs.py

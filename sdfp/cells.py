@@ -2,10 +2,9 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdfp import initial, preflight, report, rows, stages, trained
+from sdfp import cli, initial, preflight, report, rows, stages, trained
 from sdfp.initial import Initial
 from sdfp.methods.interface import Teacher, Teachers
 from sdfp.models.registry import BACKBONES
@@ -165,7 +164,7 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
 def _given(context: Context, path: str) -> Teacher:
     """Raises UserError: not a classifier of these classes and inputs."""
     where, data = f"config.method.kd.teacher={path}", context.target.data
-    found = trained.open_classifier(Path(path).expanduser(), "", where)
+    found = trained.open_classifier(cli.path(path), "", where)
     if found.card.class_names != data.class_names:
         raise UserError(
             f"{where}: it tells {len(found.card.class_names)} classes apart, which are not the "

@@ -1,11 +1,13 @@
 """How the command-line tools begin and end."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from sdfp.types import UserError
 
@@ -13,6 +15,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a disk that is full, or a quota or a limit that is used up, is told by."""
 PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 """What a path is told by that this user may not reach, or nobody can."""
+
+GONE = (errno.EPIPE, errno.EIO)
+"""What a pipe without a reader is told by, and a terminal whose connection is closed."""
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -25,8 +30,23 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def path(text: str) -> Path:
-    """Of a flag; the shell leaves the ~ of --flag=~/x as it is."""
+    """Of a flag; the shell leaves the ~ of --flag=~/x as it is. Of nobody's home it stays."""
     return Path(os.path.expanduser(text))
+
+
+@contextlib.contextmanager
+def reader_may_go(stream: TextIO) -> Iterator[None]:
+    """Within, a line for `stream` (stdout or stderr) may find nobody who reads it: it is lost, and
+    so are all that follow, but the program goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        # Not another `sys.stdout`: what is still in this one's buffer must get away at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def exit_code(run: Callable[[], None]) -> int:
@@ -38,15 +58,20 @@ def exit_code(run: Callable[[], None]) -> int:
         several = len(error.problems) > 1
         head = [f"sdfp: {len(error.problems)} problems:"] if several else []
         lines = [("  - " if several else "sdfp: ") + problem for problem in error.problems]
-        print(*head, *lines, sep="\n", file=sys.stderr)
+        _tell(*head, *lines)
         return 2
     except OSError as error:
         if error.errno not in (*DISK, *PATHS):
             raise
         more = "; what was saved before is as it was" if error.errno in DISK else ""
-        print(f"sdfp: {error}{more}", file=sys.stderr)
+        _tell(f"sdfp: {error}{more}")
         return 2
     except KeyboardInterrupt as error:
-        print("sdfp:", str(error) or "interrupted", file=sys.stderr)
+        _tell(f"sdfp: {str(error) or 'interrupted'}")
         return getattr(error, "code", 130)  # of signals.Interrupted
     return 0
+
+
+def _tell(*lines: str) -> None:
+    with reader_may_go(sys.stderr):
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -1,12 +1,16 @@
 """Files and folders that the program itself puts into a work directory."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from sdfp.types import WorkdirError
+
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)
+"""What is told by file systems that flush files alone (older CIFS, 9p, vboxsf)."""
 
 
 def folder(path: Path) -> None:
@@ -48,10 +52,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Until the disk has it."""
-    descriptor = os.open(path, os.O_RDONLY)  # of a folder, too
-    os.fsync(descriptor)
-    os.close(descriptor)
+    """Until the disk has it; of a folder, where its file system can do that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in NO_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -132,7 +132,7 @@ def several() -> bool:
 
 def first() -> bool:
     """Whether this process is the one that reads and writes the work directory."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Literal
 
-from sdfp import algorithm, optim, parallel, report
+from sdfp import algorithm, machine, optim, report
 from sdfp.data.loading import Feed
 from sdfp.methods import combination
 from sdfp.preflight import Source
@@ -69,7 +69,7 @@ def check(
     needs = _needs(context, candidates, params, source, left)
     if not needs:
         return
-    there = parallel.memory(context.place.devices)
+    there = machine.memory(context.place.devices.count)
     name, need = max(needs.items(), key=lambda item: sum(item[1]))
     told = f"memory: {name} needs about {report.gigabytes(sum(need))} of a device"
     if there is None:

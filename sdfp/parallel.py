@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sdfp import machine
 from sdfp.types import UserError
 
 AXIS = "data"
@@ -67,11 +68,11 @@ def make(backend: str, devices: int, fsdp: bool = False) -> Devices:
             of each array that they divide, and gets the rest of the parameters for a step.
 
     Raises:
-        UserError: fewer devices than asked for, or fsdp with pmap.
+        UserError: no devices, or fewer than asked for; or fsdp with pmap.
     """
     if fsdp and backend == "pmap":
         raise UserError("config.parallel.fsdp: with config.parallel.backend=jit only")
-    found = jax.devices()
+    found = machine.devices()
     if devices and jax.process_count() > 1:
         raise UserError("config.parallel.devices: with several processes all are used; leave it 0")
     if devices > len(found):
@@ -249,8 +250,9 @@ def precision(name: str) -> Precision:
     (nearest to the published runs) and bfloat16 on TPU.
 
     Raises:
-        UserError: tf32 asked for where there is none.
+        UserError: no devices, or tf32 asked for where there is none.
     """
+    machine.devices()  # or why there are none
     platform = jax.default_backend()
     if name == "auto":
         name = {"cpu": "float32", "gpu": "tf32"}.get(platform, "bfloat16")
@@ -271,13 +273,3 @@ def check_cudnn(asked: str, precision: Precision) -> None:
             f"{asked} needs an NVIDIA GPU and config.precision=bfloat16; this is {platform} with "
             f"{precision.name}. Use plain"
         )
-
-
-def memory(devices: Devices) -> int | None:
-    """Bytes of each device; of a CPU the machine's, shared among its devices; None if unknown."""
-    own = jax.local_devices()
-    if own[0].platform == "cpu":
-        return (
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // min(devices.count, len(own))
-        )
-    return (own[0].memory_stats() or {}).get("bytes_limit")

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdfp import checkpoint, parallel, report
+from sdfp import checkpoint, machine, parallel, report
 from sdfp.data import loading
-from sdfp.data.interface import Dataset
+from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
 from sdfp.data.registry import DATASETS
 from sdfp.models import attention
@@ -31,6 +31,11 @@ class Source(NamedTuple):
 
     data: Dataset
     feeds: dict[str, Feed]
+
+    def held(self) -> int:
+        """Bytes that stay on every device; feeds of one split share them."""
+        splits = {id(feed.split): feed for feed in self.feeds.values()}
+        return sum(feed.held() for feed in splits.values())
 
 
 def check_workdir(workdir: Path) -> None:
@@ -126,8 +131,15 @@ def check_apart(block: str, settings: Examples, workdir: Path) -> None:
         )
 
 
-def load_data(block: str, settings: Examples, place: Place) -> Source:
-    """The data set that a block of the config names, with its counts said."""
+def load_data(block: str, settings: Examples, place: Place, beside: Source | None = None) -> Source:
+    """The data set that a block of the config names, with its counts said.
+
+    Args:
+        beside: another one, which is on the devices already.
+
+    Raises:
+        UserError: it cannot be read, or the devices have no room for what is to stay there.
+    """
     if settings.name not in DATASETS:
         raise UserError(f"config.{block}.name: {settings.name!r} is none of {', '.join(DATASETS)}")
     entry = DATASETS[settings.name]
@@ -152,11 +164,30 @@ def load_data(block: str, settings: Examples, place: Place) -> Source:
     report.say(f"{block}: {settings.name}, {told}{classes}")
     for remark in data.remarks:
         report.say(f"{block}: {remark}")
-    train = loading.open_feed(data.train, place.devices, place.run.resident_gb)
-    if data.unlabelled is data.train:  # as a rule: one copy on the devices
-        return Source(data, {"train": train, "unlabelled": train})
-    unlabelled = loading.open_feed(data.unlabelled, place.devices, place.run.resident_gb)
-    return Source(data, {"train": train, "unlabelled": unlabelled})
+    splits = [data.train]
+    if data.unlabelled is not data.train:  # as a rule it is: one copy on the devices
+        splits.append(data.unlabelled)
+    feeds = _on_devices(splits, beside.held() if beside else 0, place)
+    return Source(data, {"train": feeds[0], "unlabelled": feeds[-1]})
+
+
+def _on_devices(splits: list[Split], beside: int, place: Place) -> list[Feed]:
+    """Opens them, where `beside` bytes are on every device already. What a CPU has no room for must
+    not be tried: the system would end the process."""
+    most, there = place.run.resident_gb, machine.memory(place.devices.count)
+    held = beside + sum(loading.resident_bytes(split, most) for split in splits)
+    told = f"config.run.resident_gb={most:g}: a device is to keep {report.gigabytes(held)} of data"
+    lower = "take a lower one; what is larger is sent batch by batch"
+    if there is not None and held > there:
+        raise UserError(f"{told}, {report.gigabytes(there)} are there: {lower}")
+    try:
+        feeds = [loading.open_feed(split, place.devices, most) for split in splits]
+        jax.block_until_ready([feed.resident for feed in feeds])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{told}, and has no room for it: {lower}") from error
+    return feeds
 
 
 def with_probe(target: Source, place: Place, planned: Mapping[str, Mapping]) -> Source:

@@ -62,7 +62,7 @@ def prepare(
     if settings.init.kind == "pretrain":
         with found.noted():
             preflight.check_apart("source", settings.source, workdir)
-            source = preflight.load_data("source", settings.source, place)
+            source = preflight.load_data("source", settings.source, place, beside=target)
     with found.noted():
         start = initial.read(settings, precision.dtype)
     with found.noted():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdfp import checked, checkpoint, hub_folder, tensor_file
+from sdfp import checked, checkpoint, cli, hub_folder, tensor_file
 from sdfp.types import Key, Params, UserError, some
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -73,7 +73,7 @@ def open_weights(weights: str, revision: str = "") -> Weights:
     Raises:
         UserError: nothing there, no network, only pickles, an incomplete or broken file.
     """
-    path = Path(weights).expanduser()
+    path = cli.path(weights)
     if not weights:
         raise UserError(
             "config.init.weights: empty; give a folder, a .safetensors file or a hub id"

@@ -16,10 +16,12 @@ def keep(folder: str) -> None:
     """
     if not folder:
         return
-    path = Path(folder).expanduser()
     try:
+        path = Path(folder).expanduser()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
+    except RuntimeError as error:
+        raise UserError(f"config.run.compilation_cache={folder}: no such home folder") from error
     except FileExistsError as error:
         raise UserError(f"config.run.compilation_cache={folder}: a file; name a folder") from error
     except OSError as error:

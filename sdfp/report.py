@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import sdfp
-from sdfp import files, logged
+from sdfp import cli, files, logged
 
 VERSIONS = (
     "jax",
@@ -36,10 +36,11 @@ VERSIONS = (
 
 
 def say(line: str) -> None:
-    """One line for the person who watches."""
+    """One line for the person who watches, if there is one."""
     encoding = sys.stdout.encoding or "utf-8"
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
-    sys.stdout.flush()
+    with cli.reader_may_go(sys.stdout):
+        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+        sys.stdout.flush()
 
 
 PEAKS = {"loss": "loss_max", "grad_norm": "grad_norm_max"}

@@ -9,9 +9,9 @@ import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdfp import cli
 from sdfp.methods import combination
 from sdfp.methods.interface import Method, Teachers
 from sdfp.methods.registry import METHODS
@@ -173,7 +173,7 @@ def planned(row: Row, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         finetuning(teacher, teacher.settings.seed)
 
     def given(path):
-        if not Path(path).expanduser().exists():
+        if not cli.path(path).exists():
             raise UserError(f"config.method.kd.teacher={path}: there is nothing")
 
     row.method.pretrain(nothing, backbone=None, fit=fit)

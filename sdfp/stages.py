@@ -227,7 +227,9 @@ def initial_params(
     settings = context.settings
     if settings.init.kind != "pretrain":
         return params
-    source = source or preflight.load_data("source", settings.source, context.place)
+    if source is None:
+        place, target = context.place, context.target
+        source = preflight.load_data("source", settings.source, place, beside=target)
     context.facts["source"] = source.data.facts
     loss_fn = algorithm.masked_loss(context.backbone)
     return masked(context, source, row, [], "pretrain", loss_fn, params)

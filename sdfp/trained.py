@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdfp import checked, checkpoint, pretrained, sealed
+from sdfp import checked, checkpoint, machine, pretrained, sealed
 from sdfp.data import inputs
 from sdfp.models import hub_config
 from sdfp.models.interface import Card, Family
@@ -54,7 +54,7 @@ def open_stage(workdir: Path, stage: str) -> Trained:
         stage: as in results.json, e.g. "further_pretrain" or "finetune/further_pretrain/seed_0".
 
     Raises:
-        UserError: no such stage, not finished, or damaged.
+        UserError: no such stage, not finished, or damaged; or no device here.
     """
     finished, stage = stages(workdir), stage.strip("/")
     if stage not in finished:
@@ -68,6 +68,7 @@ def open_stage(workdir: Path, stage: str) -> Trained:
         raise UserError(f"{workdir}: no finished stage {stage!r}; finished are: {listed}")
     directory = workdir / "stages" / stage
     family, card = _read_card(directory / MODEL)
+    machine.devices()  # Orbax asks for one: without, what is sound would seem damaged
     try:
         params, _ = checkpoint.restore(directory / "final")
     except checkpoint.DamagedCheckpoint as error:

@@ -26,7 +26,7 @@ from sdfp.models import vit_mae
 from sdfp.models.interface import Card
 from sdfp.page import document
 from sdfp.train import evaluation, kept
-from sdfp.types import WorkdirError
+from sdfp.types import UserError, WorkdirError
 
 ROOT = Path(__file__).parents[1]
 FOUND = results(
@@ -304,6 +304,16 @@ def stage(tmp_path_factory) -> Path:
     )
     assert trained.open_stage(folder, "finetune/finetune/seed_0").card.class_names == ("x", "y")
     return folder
+
+
+def test_a_stage_that_is_sound_is_not_blamed_for_a_missing_device(stage, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Unable to initialize backend")
+
+    for name in ("devices", "process_index"):
+        monkeypatch.setattr(jax, name, fail)
+    with pytest.raises(UserError, match=r"^no device: Unable to initialize backend$"):
+        trained.open_stage(stage, "finetune/finetune/seed_0")
 
 
 CARDS = {

@@ -59,12 +59,12 @@ def config_file(tmp_path):
     return write
 
 
-def sdfp(*arguments) -> subprocess.CompletedProcess:
+def sdfp(*arguments, platform="cpu") -> subprocess.CompletedProcess:
     """A real process."""
     return subprocess.run(
         [sys.executable, "-m", "sdfp.main", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
@@ -210,6 +210,21 @@ def test_process_with_a_bug_in_the_file(tmp_path, config_file):
     workdir = tmp_path / "work"
     line = refused(sdfp(f"--config={config_file('1 / 0')}", f"--workdir={workdir}"))
     assert line.endswith("mine.py, line 4: ZeroDivisionError: division by zero")
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("platform", "check", "told"),
+    [
+        ("cuda", "--check", "no device: JAX_PLATFORMS=cuda: there is nothing of the kind"),
+        ("elsewhere", "--nocheck", "no device: Unable to initialize backend 'elsewhere': "),
+    ],
+)
+def test_process_without_a_device(tmp_path, platform, check, told):
+    """Also where a driver fails, or another program holds the TPU."""
+    workdir = tmp_path / "work"
+    line = refused(sdfp(f"--workdir={workdir}", check, platform=platform))
+    assert told in line
     assert not workdir.exists()
 
 

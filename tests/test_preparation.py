@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -258,10 +259,10 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
 def needs(monkeypatch, held, activations, there):
     found = {"finetune": memory.Need(held, activations), "pretrain": memory.Need(1, 1)}
     monkeypatch.setattr(memory, "_needs", lambda *_: found)
-    monkeypatch.setattr(parallel, "memory", lambda _: there)
+    monkeypatch.setattr(memory.machine, "memory", lambda _: there)
 
     class Nowhere:
-        place = type("Place", (), {"devices": None})
+        place = SimpleNamespace(devices=SimpleNamespace(count=1))
 
     memory.check(Nowhere, (), None, None, ())
 

@@ -24,6 +24,10 @@ class Feed(NamedTuple):
     streamed: Mapping[str, np.ndarray]
     """Host arrays [data set, ...] whose rows travel with each batch, or empty."""
 
+    def held(self) -> int:
+        """Bytes that stay on every device."""
+        return sum(self.split.arrays[name].nbytes for name in self.resident)
+
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """The streamed rows at `index` (of any shape)."""
         return {name: array[index] for name, array in self.streamed.items()}
@@ -50,10 +54,15 @@ class Feed(NamedTuple):
 def open_feed(split: Split, devices: Devices, resident_gb: float) -> Feed:
     """Keeps a split of up to `resident_gb` on every device, streams a larger one."""
     feed = on_host(split)
-    size = sum(array.nbytes for array in feed.streamed.values())
-    if size <= resident_gb * 1e9:
+    if resident_bytes(split, resident_gb):
         return Feed(split, devices.replicate(dict(feed.streamed)), {})
     return feed._replace(resident=devices.replicate({}))
+
+
+def resident_bytes(split: Split, resident_gb: float) -> int:
+    """What `open_feed` keeps of a split on every device: all or nothing."""
+    size = sum(array.nbytes for array in on_host(split).streamed.values())
+    return size if size <= resident_gb * 1e9 else 0
 
 
 def on_host(split: Split) -> Feed:

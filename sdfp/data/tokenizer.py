@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdfp import hub_folder
+from sdfp import cli, hub_folder
 from sdfp.types import UserError, one_line
 
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -92,7 +92,7 @@ def open_tokenizer(source: str, revision: str = "") -> Tokenizer:
     """
     if not source:
         raise UserError("no tokenizer given: give a folder or a hub id")
-    folder = Path(source).expanduser()
+    folder = cli.path(source)
     if folder.is_file():
         raise UserError(
             f"{source}: a file: the tokenizer is in a folder; give that of a model, or one as "
