@@ -392,6 +392,16 @@ def test_slurm_waits_for_the_save_of_a_task_that_is_told_to_stop(tmp_path):
     assert (done.returncode, saved.exists(), asked.exists()) == (0, True, True), done.stderr
 
 
+def test_slurm_does_not_requeue_what_was_cancelled(tmp_path):
+    """scancel: TERM reaches this script, too."""
+    asked = tmp_path / "asked"
+    srun, scontrol = "kill -TERM $PPID; sleep 0.1; exit 10", f"touch {asked}"
+    environment = stand_ins(tmp_path / "bin", srun=srun, scontrol=scontrol)
+    environment |= {"SLURM_JOB_ID": "7"}
+    done = launch("slurm.sh", "--inside", "-m", "sdfp.main", environment=environment)
+    assert (done.returncode, asked.exists()) == (10, False)
+
+
 def test_local_tells_what_ended_first(tmp_path):
     """Pre-empted outside of a stage: the others lose it within a minute, and are waited for."""
     program = "for last; do :; done; ((last == 1)) && exit 143; sleep 0.5; touch lost; exit 134"
