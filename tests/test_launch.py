@@ -402,6 +402,17 @@ def test_slurm_does_not_requeue_what_was_cancelled(tmp_path):
     assert (done.returncode, asked.exists()) == (10, False)
 
 
+def test_local_stops_all_that_it_is_still_starting(tmp_path):
+    """TERM comes between the first process and the second; `command` is called before each."""
+    own, fake = tmp_path / "own", tmp_path / "fake"
+    own.write_text("calls=0; command() { ((++calls != 2)) || kill -TERM $$; return 1; }")
+    fake.write_text('#!/usr/bin/env bash\n[[ "$1" == -c ]] && echo 1 && exit\nexec sleep 60\n')
+    fake.chmod(0o755)
+    environment = {"PYTHON": str(fake), "BASH_ENV": str(own)}
+    done = launch("local.sh", "3", "-m", "x", environment=environment, timeout=30, cwd=tmp_path)
+    assert done.returncode == 143, done.stderr
+
+
 def test_local_tells_what_ended_first(tmp_path):
     """Pre-empted outside of a stage: the others lose it within a minute, and are waited for."""
     program = "for last; do :; done; ((last == 1)) && exit 143; sleep 0.5; touch lost; exit 134"
