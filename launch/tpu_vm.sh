@@ -33,9 +33,13 @@ create() {
 
 setup() {
   (($# == 0)) || fail "setup NAME ZONE"
-  local root archive
+  local root
   root="$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)"
-  archive="${TMPDIR:-/tmp}/sdfp_$name.tar.gz"
+  archive=ARCHIVE
+  if ((!DRY_RUN)); then
+    archive="$(mktemp)" # a fixed name could be a link of another user
+    trap 'rm -f "$archive"' EXIT
+  fi
   act git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:sdfp.tar.gz" --zone="$zone" --worker=all
   on_all_hosts act 'mkdir -p sdfp && tar -xzf sdfp.tar.gz -C sdfp && cd sdfp && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt "jax[tpu]<0.13"'

@@ -254,6 +254,21 @@ def test_arguments_stay_words(tmp_path, script, before):
     assert not (tmp_path / "never").exists()
 
 
+def test_setup_overwrites_nothing_and_leaves_nothing(tmp_path):
+    """In a folder of all, a name that can be guessed may be another user's link."""
+    kept, shared = tmp_path / "kept", tmp_path / "tmp"
+    kept.write_text("mine")
+    shared.mkdir()
+    (shared / "sdfp_sdfp.tar.gz").symlink_to(kept)
+    environment = stand_ins(tmp_path / "bin", gcloud='[[ "$4" != scp ]] || tar -tzf "$5"')
+    environment |= {"TMPDIR": str(shared)}
+    done = launch("tpu_vm.sh", "setup", "sdfp", "europe-west4-b", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "launch/tpu_vm.sh" in done.stdout.split()
+    assert kept.read_text() == "mine"
+    assert [path.name for path in shared.iterdir()] == ["sdfp_sdfp.tar.gz"]
+
+
 @pytest.mark.parametrize("stopped", [134, 137, 143])
 @pytest.mark.parametrize("status", [0, 1, 2, 130])
 def test_only_what_was_interrupted_starts_again(tmp_path, stopped, status):
