@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh [--dry-run] delete NAME ZONE
 #
 # `run` stays until the run ends and has its exit code (of several hosts gcloud tells the first one
-# that failed); pre-empted or killed, it goes on by itself. Needs gcloud, logged in.
+# that failed); pre-empted or killed, it goes on by itself. What it shows is ~/sdfp/run.log of the
+# hosts. Needs gcloud, logged in.
 # $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -47,7 +48,14 @@ setup() {
 
 run() {
   (($#)) || fail "run NAME ZONE -m sdfp.main ..."
-  on_all_hosts to_the_end "cd sdfp && exec .venv/bin/python $(quoted "$@")"
+  # It outlives the ssh that shows its log and waits for its exit code. A second one beside it would
+  # disturb its processes: the lock is free when it has ended.
+  local alone="flock -n 9 || { echo 'sdfp: a run goes on here: see ~/sdfp/run.log' >&2; exit 2; }"
+  local begin="cd sdfp || exit; exec 9>run.lock; $alone; : >run.log"
+  # shellcheck disable=SC2016 # $! is the host's
+  local follow='tail --pid=$! -n +1 -f run.log; wait $!'
+  on_all_hosts to_the_end \
+    "$begin; nohup .venv/bin/python $(quoted "$@") >>run.log 2>&1 & $follow"
 }
 
 status() {

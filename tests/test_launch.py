@@ -67,7 +67,7 @@ def dry(script, *arguments) -> list[list[str]]:
 
 def stand_ins(folder: Path, **programs: str) -> dict[str, str]:
     """An environment where these programs are scripts."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, text in programs.items():
         path = folder / name
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -122,7 +122,8 @@ def test_a_tpu_host_gets_the_same_arguments():
     assert "--worker=all" in command
     (remote,) = (word for word in command if word.startswith("--command="))
     told = shlex.split(remote.removeprefix("--command="))
-    assert told[-len(AWKWARD) - 2 :] == ["-m", "sdfp.main", *AWKWARD]
+    start = told.index("-m")
+    assert told[start : start + 2 + len(AWKWARD)] == ["-m", "sdfp.main", *AWKWARD]
 
 
 @pytest.mark.parametrize(
@@ -230,11 +231,10 @@ def harmful(folder: Path) -> list[str]:
         ("gpu_node.sh", ()),
         ("local.sh", ("2",)),
         ("slurm.sh", ("--nodes=2", "--")),
-        ("tpu_vm.sh", ("run", "sdfp", "europe-west4-b")),
     ],
 )
 def test_arguments_stay_words(tmp_path, script, before):
-    """Shells print what they have read back of a dry run: of a TPU's line the remote one, too."""
+    """A shell prints what it has read back of a dry run."""
     words = harmful(tmp_path)
     done = launch(script, "--dry-run", *before, "-m", "sdfp.main", *words)
     assert done.returncode == 0, done.stderr
@@ -246,12 +246,59 @@ def test_arguments_stay_words(tmp_path, script, before):
 
     line = done.stdout if script != "local.sh" else done.stdout[: done.stdout.index("\nenv ") + 1]
     found = read_back(line)
-    if script == "tpu_vm.sh":
-        (remote,) = (word for word in found if word.startswith("--command="))
-        found = read_back(remote.removeprefix("--command=").replace("&&", "-and-"))
     start = found.index("-m")
     assert found[start : start + 2 + len(words)] == ["-m", "sdfp.main", *words]
     assert not (tmp_path / "never").exists()
+
+
+TPU_RUN = ("run", "sdfp", "europe-west4-b", "-m", "sdfp.main")
+
+
+def tpu_host(folder: Path, python: str) -> dict[str, str]:
+    """An environment where gcloud runs the command in `folder`, a host's home with this python."""
+    (folder / "sdfp").mkdir()
+    stand_ins(folder / "sdfp/.venv/bin", python=python)
+    remote = f'for last; do :; done; cd "{folder}"; exec bash -c "${{last#--command=}}"'
+    return stand_ins(folder / "bin", gcloud=remote)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_a_tpu_host_runs_the_arguments_and_tells_the_exit_code(tmp_path, code):
+    words = harmful(tmp_path)
+    environment = tpu_host(tmp_path, f"printf '<%s>' \"$@\"; echo told >&2; exit {code}")
+    done = launch("tpu_vm.sh", *TPU_RUN, *words, environment=environment, timeout=30)
+    shown = "".join(f"<{word}>" for word in ("-m", "sdfp.main", *words))
+    assert (done.returncode, done.stdout, done.stderr) == (code, f"{shown}told\n", "")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_tpu_host_starts_again_what_was_killed(tmp_path):
+    environment = tpu_host(tmp_path, "[[ -e was ]] && exec echo after; touch was; kill -KILL $$")
+    done = launch("tpu_vm.sh", *TPU_RUN, environment=environment, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "after\n")
+    assert "ended with 137: goes on" in done.stderr
+
+
+def test_a_run_on_a_tpu_outlives_ssh(tmp_path):
+    """Hung up, with nobody who reads; a second one is refused until the first has ended."""
+    goes_on = "echo begun; until [[ -e end ]]; do echo line; sleep 0.05; done; touch ended"
+    environment = tpu_host(tmp_path, goes_on)
+    with subprocess.Popen(
+        ["bash", LAUNCH / "tpu_vm.sh", *TPU_RUN],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as first:
+        assert first.stdout.readline() == b"begun\n"
+        first.stdout.close()
+        os.killpg(first.pid, signal.SIGHUP)
+        assert first.wait(timeout=30) == -signal.SIGHUP
+    second = launch("tpu_vm.sh", *TPU_RUN, environment=environment, timeout=30)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "a run goes on here" in second.stderr
+    (tmp_path / "sdfp/end").touch()
+    wait_for(tmp_path / "sdfp/ended")
+    assert (tmp_path / "sdfp/run.log").read_text().startswith("begun\nline\n")
 
 
 def test_setup_overwrites_nothing_and_leaves_nothing(tmp_path):
