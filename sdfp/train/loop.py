@@ -141,10 +141,9 @@ def _calls(
         count = len(call)
         # Always the full number of batches: another shape would be another program.
         call += call[-1:] * (steps_per_call - count)
-        stacked: dict = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
-        stacked.update(feed.rows(stacked["index"]))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
         done += count
-        yield done, count, devices.shard(stacked, 2)
+        yield done, count, devices.shard(stacked, 2, feed.streamed)
 
 
 def _alike(first: Mapping, batches: Iterator, most: int) -> tuple[list, Mapping]:
@@ -178,7 +177,7 @@ def map_examples(
     arrange = feed.layout(batches, devices.count, complete=True)
     for batch in map(arrange, batches):
         index, real = batch["index"], batch["weight"] > 0
-        sharded = devices.shard({**batch, **feed.rows(index)}, 0)
+        sharded = devices.shard(batch, 0, feed.streamed)
         values = devices.gather(compiled(params, feed.resident, sharded))
         if not results.size:
             results = np.empty((len(feed.split), *values.shape[1:]), values.dtype)
@@ -194,7 +193,6 @@ def example_bytes(
     batch = {"index": index, "weight": weight}
     arranged = feed.layout([batch], devices.count, complete=True)(batch)
     compiled = compile_map(devices, fn, prepare)
-    values = jax.eval_shape(
-        compiled, params, feed.resident, devices.shard({**arranged, **feed.rows(index)}, 0)
-    )
+    sharded = devices.shard(arranged, 0, feed.streamed)
+    values = jax.eval_shape(compiled, params, feed.resident, sharded)
     return values.size * values.dtype.itemsize // devices.count
