@@ -175,10 +175,14 @@ def map_examples(
     drawn = plan.eval_batches(len(feed.split), rows)
     batches = [{"index": index, "weight": weight} for index, weight in drawn]
     arrange = feed.layout(batches, devices.count, complete=True)
-    for batch in map(arrange, batches):
+    calls = ((b, devices.shard(b, 0, feed.streamed)) for b in map(arrange, batches))
+    call = next(calls, None)
+    while call:
+        batch, sharded = call
+        on_devices = compiled(params, feed.resident, sharded)
+        call = next(calls, None)  # made while the devices compute
         index, real = batch["index"], batch["weight"] > 0
-        sharded = devices.shard(batch, 0, feed.streamed)
-        values = devices.gather(compiled(params, feed.resident, sharded))
+        values = devices.gather(on_devices)
         if not results.size:
             results = np.empty((len(feed.split), *values.shape[1:]), values.dtype)
         results[index[real]] = values[real]
