@@ -1,9 +1,11 @@
 """Checkpoints: what is read is what was saved, bit for bit, or it is an error."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,34 @@ def test_digest_knows_everything_but_the_order():
     digests = [checkpoint.digest(tree) for tree in (base, *different)]
     assert len(set(digests)) == len(digests)
     assert checkpoint.digest(None) == checkpoint.digest({})
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        np.repeat(np.arange(4), 2)[::2],
+        np.array(-0.0, np.float32),
+        np.zeros((0, 3), np.float32),
+        np.array([True, False]),
+        np.array([1.5, np.nan, -0.0], jnp.bfloat16),
+    ],
+    ids=["turned", "strided", "scalar", "empty", "flags", "bfloat16"],
+)
+def test_a_digest_is_of_the_bytes_in_the_order_of_the_indices(tmp_path, array):
+    """Saves and identities of earlier versions hold such ones."""
+    (found,) = checkpoint._fingerprints({"a": array}).values()
+    assert found["sha256"] == hashlib.sha256(array.tobytes()).hexdigest()
+    assert found["shape"] == list(array.shape)
+
+
+def test_a_digest_takes_no_copy():
+    params = {"a": np.zeros(2**23, np.float32)}
+    tracemalloc.start()
+    checkpoint.digest(params)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < params["a"].nbytes / 8
 
 
 def test_unfinished_saves_count_as_nothing(tmp_path, small):
