@@ -28,8 +28,10 @@ fi
 processes=()
 # TERM reaches the run's own processes only; each saves and exits with 143.
 stop() { ((${#processes[@]} == 0)) || kill -s "$1" "${processes[@]}" 2>/dev/null || true; }
-trap 'stop TERM' TERM
-trap 'stop TERM' INT # jobs of a script do not hear INT
+# A signal waits until all are there: those that start later would not hear it, and wait for the
+# ones that it stopped.
+asked=0
+trap 'asked=1' TERM INT
 
 for ((i = 0; i < count; i++)); do
   environment=()
@@ -46,6 +48,8 @@ for ((i = 0; i < count; i++)); do
     processes+=($!)
   fi
 done
+trap 'stop TERM' TERM INT # jobs of a script do not hear INT
+if ((asked)); then stop TERM; fi
 
 result=0
 left=${#processes[@]}

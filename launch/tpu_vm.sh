@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh [--dry-run] delete NAME ZONE
 #
 # `run` stays until the run ends and has its exit code (of several hosts gcloud tells the first one
-# that failed); pre-empted or killed, it goes on by itself. Needs gcloud, logged in.
+# that failed); pre-empted or killed, it goes on by itself. What it shows is ~/sdfp/run.log of the
+# hosts. Needs gcloud, logged in.
 # $SDFP_TPU_RUNTIME is the TPU software version (default: one for v5e).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,9 +34,13 @@ create() {
 
 setup() {
   (($# == 0)) || fail "setup NAME ZONE"
-  local root archive
+  local root
   root="$(git -C "$(dirname "${BASH_SOURCE[0]}")" rev-parse --show-toplevel)"
-  archive="${TMPDIR:-/tmp}/sdfp_$name.tar.gz"
+  archive=ARCHIVE
+  if ((!DRY_RUN)); then
+    archive="$(mktemp)" # a fixed name could be a link of another user
+    trap 'rm -f "$archive"' EXIT
+  fi
   act git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:sdfp.tar.gz" --zone="$zone" --worker=all
   on_all_hosts act 'mkdir -p sdfp && tar -xzf sdfp.tar.gz -C sdfp && cd sdfp && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt "jax[tpu]<0.13"'
@@ -43,7 +48,14 @@ setup() {
 
 run() {
   (($#)) || fail "run NAME ZONE -m sdfp.main ..."
-  on_all_hosts to_the_end "cd sdfp && exec .venv/bin/python $(quoted "$@")"
+  # It outlives the ssh that shows its log and waits for its exit code. A second one beside it would
+  # disturb its processes: the lock is free when it has ended.
+  local alone="flock -n 9 || { echo 'sdfp: a run goes on here: see ~/sdfp/run.log' >&2; exit 2; }"
+  local begin="cd sdfp || exit; exec 9>run.lock; $alone; : >run.log"
+  # shellcheck disable=SC2016 # $! is the host's
+  local follow='tail --pid=$! -n +1 -f run.log; wait $!'
+  on_all_hosts to_the_end \
+    "$begin; nohup .venv/bin/python $(quoted "$@") >>run.log 2>&1 & $follow"
 }
 
 status() {

@@ -4,7 +4,7 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
-from sdfp import cli, initial, preflight, report, rows, stages, trained
+from sdfp import checkpoint, cli, initial, preflight, report, rows, stages, trained
 from sdfp.initial import Initial
 from sdfp.methods.interface import Teacher, Teachers
 from sdfp.models.registry import BACKBONES
@@ -23,6 +23,8 @@ class Start(NamedTuple):
     params: Params
     stages: tuple[str, ...]
     """The masked stages that it took from theta_init on."""
+    digest: str
+    """Of the encoder, for all seeds."""
 
 
 def pretrained(context: Context, row: Row, init_params: Params) -> Start:
@@ -30,7 +32,7 @@ def pretrained(context: Context, row: Row, init_params: Params) -> Start:
     used: list[str] = []
     fit = partial(stages.masked, context, context.target, row, used)
     params = row.method.pretrain(init_params, backbone=context.backbone, fit=fit)
-    return Start(params, tuple(used))
+    return Start(params, tuple(used), checkpoint.digest(params["encoder"]))
 
 
 def finetuned(context: Context, row: Row, seed: int, start: Start) -> tuple[Outcome, list[str]]:
@@ -39,7 +41,7 @@ def finetuned(context: Context, row: Row, seed: int, start: Start) -> tuple[Outc
     teacher = row.method.teacher(_teachers(context, row, seed, start, used))
     context, surroundings = stages.precise(context, row.method.float32)
     with surroundings:
-        outcome = stages.finetuning(context, row, seed, start.params, teacher)
+        outcome = stages.finetuning(context, row, seed, start.params, start.digest, teacher)
     return outcome, [*used, outcome.record["name"]]
 
 
@@ -119,7 +121,7 @@ def check_teacher(context: Context, row: Row, seen: set) -> None:
     Raises:
         UserError: it does not fit.
     """
-    teachers = _teachers(context, row, 0, Start({}, ()), [])
+    teachers = _teachers(context, row, 0, Start({}, (), ""), [])
 
     def read(*larger):
         if larger not in seen:
@@ -158,7 +160,8 @@ def _enlarged(context: Context, row: Row, weights: str, depth: int) -> tuple[Con
     init = initial.kept(start, settings, context.place, input, name)
     context.facts.setdefault("teachers", {})[name] = init.record
     context = context._replace(settings=settings, backbone=start.backbone, model=start.model)
-    return context, Start(stages.initial_params(context, row, init.params), ())
+    params = stages.initial_params(context, row, init.params)
+    return context, Start(params, (), checkpoint.digest(params["encoder"]))
 
 
 def _given(context: Context, path: str) -> Teacher:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sdfp.types import WorkdirError
 
@@ -49,6 +51,23 @@ def whole(path: Path) -> Iterator[Path]:
         raise WorkdirError(
             f"{found}: a file belongs here, and a folder is there: move it away"
         ) from None
+
+
+def json_text(value: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the whole file, or nothing.
+
+    Raises:
+        WorkdirError: something else is in the place of the file or of its folder.
+    """
+    folder(path.parent)
+    with whole(path) as temporary:
+        temporary.write_text(json_text(value))
+        flush(temporary)
 
 
 def flush(path: Path) -> None:

@@ -10,7 +10,7 @@ the state. All are handed to the rest of the program as the functions of `Device
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -44,7 +44,9 @@ class Devices(NamedTuple):
     place: Callable
     """(host tree of parameters or a state) -> as training keeps it: on every device, or parts."""
     shard: Callable
-    """(host tree, axis) -> rows of `axis` (the examples) spread over the devices."""
+    """(host batch with `index`, axis, {name: host array [data set, ...]}) -> the batch, and the
+    arrays' rows at `index`, spread over the devices along `axis`, the examples. Each process reads
+    only the rows of its own devices."""
     fetch: Callable
     """(device tree, of `replicate`, `place` or a training step) -> host tree of numpy arrays. All
     processes must ask: with fsdp each has a part."""
@@ -93,6 +95,19 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(spread, tree)
+
+
+def _put_batch(batch: Mapping, arrays: Mapping, sharding: NamedSharding) -> dict[str, Any]:
+    """A host batch on the devices, and the arrays' rows at its `index`."""
+    index = batch["index"]
+
+    def put(array):
+        shape = (*index.shape, *array.shape[1:])
+        # A device's part: slices of all axes, those of `index` first.
+        part = lambda slices: array[index[slices[: index.ndim]]]
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {**_put(batch, sharding), **{name: put(array) for name, array in arrays.items()}}
 
 
 def _gather(tree: Any) -> Any:
@@ -180,7 +195,9 @@ def _jit(mesh, count: int, fsdp: bool) -> Devices:
         count=count,
         replicate=lambda tree: _put(tree, everywhere),
         place=lambda tree: jax.tree.map(lambda leaf: _put(leaf, held(leaf)), tree),
-        shard=lambda tree, axis: _put(tree, NamedSharding(mesh, _rows(axis))),
+        shard=lambda batch, axis, arrays: _put_batch(
+            batch, arrays, NamedSharding(mesh, _rows(axis))
+        ),
         fetch=_fetch,
         gather=_gather,
         compile_train=compile_train,
@@ -199,13 +216,12 @@ def _pmap(mesh, devices: tuple) -> Devices:
 
         return jax.tree.map(copy, tree)
 
-    def shard(tree, axis):
+    def shard(batch, axis, arrays):
         def split(leaf):
-            leaf = np.asarray(leaf)
             shape = (*leaf.shape[:axis], count, leaf.shape[axis] // count, *leaf.shape[axis + 1 :])
-            return _put(np.moveaxis(leaf.reshape(shape), axis, 0), per_device)
+            return np.moveaxis(leaf.reshape(shape), axis, 0)
 
-        return jax.tree.map(split, tree)
+        return _put_batch(jax.tree.map(split, batch), arrays, per_device)
 
     def fetch(tree):
         # Every device holds the same values: read the first one's.

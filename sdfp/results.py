@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from sdfp import checked, checkpoint, hosts, report
+from sdfp import checked, files, hosts, report
 from sdfp.rows import Row
 from sdfp.stages import Context
 from sdfp.types import UserError, WorkdirError, one_line
@@ -91,7 +91,7 @@ class Results:
             "failed": self.failed,
             "summary": report.summary(entries),
         }
-        checkpoint.write_json(context.place.workdir / NAME, results)
+        files.write_json(context.place.workdir / NAME, results)
         return results
 
     def _awaited(self, earlier: dict[str, Any]) -> bool:

@@ -148,12 +148,13 @@ def tried_once(context: Context, name: str) -> Iterator[None]:
 
 
 def finetuning(
-    context: Context, row: Row, seed: int, params: Params, teacher: Teacher | None
+    context: Context, row: Row, seed: int, params: Params, origin: str, teacher: Teacher | None
 ) -> Outcome:
     """Line 13 of Algorithm 1 for one seed: a fresh head, the row's loss and optimiser.
 
     Args:
         params: {"encoder", ...} that it starts from.
+        origin: digest of that encoder; the head comes from the seed.
         teacher: what the row's loss learns from beside the labels, if anything.
     """
     (data, feeds), method, backbone = context.target, row.method, context.backbone
@@ -167,7 +168,7 @@ def finetuning(
             row.finetuning_stage(seed),
             method.finetune_loss(backbone),
             jax.device_get(fresh),
-            origin=checkpoint.digest(params["encoder"]),  # the head comes from the seed
+            origin=origin,
             recipe=row.settings.stages.finetune,
             feed=feeds["train"],
             prepare=data.prepare,

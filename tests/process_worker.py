@@ -14,6 +14,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sdfp import hosts, parallel
 
 
+class Rows:
+    """An array that counts its rows that are read."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.shape, self.read = array, array.shape, 0
+
+    def __getitem__(self, index):
+        self.read += index.size
+        return self.array[index]
+
+
 def main(path: str, coordinator: str, count: str, own: str) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -35,6 +46,14 @@ def main(path: str, coordinator: str, count: str, own: str) -> None:
     value, shared = hosts.share(lambda: ({"here": own}, arrays | {"own": np.array(own)}))
     found |= {f"shared/{name}": array for name, array in shared.items()}
     found["value"] = np.array(value["here"])
+    batch = {"index": np.arange(16, dtype=np.int32)[::-1]}
+    for backend in ("jit", "pmap"):
+        devices, rows = (
+            parallel.make(backend, 0),
+            Rows(np.arange(32, dtype=np.float32).reshape(16, 2)),
+        )
+        found[f"{backend}/rows"] = devices.gather(devices.shard(batch, 0, {"a": rows}))["a"]
+        found[f"{backend}/read"] = np.array(rows.read)
     found["any"] = np.array([hosts.any_of(own == "1"), hosts.any_of(False)])
     np.savez(path, **found)
 

@@ -18,7 +18,7 @@ import tiny_vit
 from comparison_results import PLAIN, results, saved
 from test_bad_inputs import refused
 
-from sdfp import checked, checkpoint, comparison, points, sealed, trained
+from sdfp import checked, checkpoint, comparison, files, points, sealed, trained
 from sdfp import results as running
 from sdfp.data.interface import Split
 from sdfp.data.loading import Feed
@@ -299,7 +299,7 @@ def stage(tmp_path_factory) -> Path:
     checkpoint.save(directory / "final", jax.device_get(params), {"key": "k"})
     input = {"kind": "image", "image_size": 16, "channels": 3}
     input |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    checkpoint.write_json(
+    files.write_json(
         directory / "model.json", trained.to_json("vit_mae", Card(settings, input, ("x", "y")))
     )
     assert trained.open_stage(folder, "finetune/finetune/seed_0").card.class_names == ("x", "y")

@@ -1,9 +1,11 @@
 """Checkpoints: what is read is what was saved, bit for bit, or it is an error."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from sdfp import checkpoint
+from sdfp import checkpoint, files
 from sdfp.checkpoint import DamagedCheckpoint
 from sdfp.types import WorkdirError
 
@@ -108,6 +110,34 @@ def test_digest_knows_everything_but_the_order():
     digests = [checkpoint.digest(tree) for tree in (base, *different)]
     assert len(set(digests)) == len(digests)
     assert checkpoint.digest(None) == checkpoint.digest({})
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        np.repeat(np.arange(4), 2)[::2],
+        np.array(-0.0, np.float32),
+        np.zeros((0, 3), np.float32),
+        np.array([True, False]),
+        np.array([1.5, np.nan, -0.0], jnp.bfloat16),
+    ],
+    ids=["turned", "strided", "scalar", "empty", "flags", "bfloat16"],
+)
+def test_a_digest_is_of_the_bytes_in_the_order_of_the_indices(tmp_path, array):
+    """Saves and identities of earlier versions hold such ones."""
+    (found,) = checkpoint._fingerprints({"a": array}).values()
+    assert found["sha256"] == hashlib.sha256(array.tobytes()).hexdigest()
+    assert found["shape"] == list(array.shape)
+
+
+def test_a_digest_takes_no_copy():
+    params = {"a": np.zeros(2**23, np.float32)}
+    tracemalloc.start()
+    checkpoint.digest(params)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < params["a"].nbytes / 8
 
 
 def test_unfinished_saves_count_as_nothing(tmp_path, small):
@@ -388,7 +418,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, small, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", no_space)
+    monkeypatch.setattr(files, "write_json", no_space)
     with pytest.raises(WorkdirError, match=r"one: cannot be saved \(.*No space left on device"):
         checkpoint.save(tmp_path / "one", {"b": np.array(8)}, {})
     assert same(checkpoint.restore(tmp_path / "one")[0], small)
@@ -399,26 +429,26 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, small, monkeypatch):
 def test_a_folder_where_json_belongs(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(WorkdirError, match=f"^{tmp_path / name}: a file belongs here, and"):
-        checkpoint.write_json(tmp_path / "a.json", {})
+        files.write_json(tmp_path / "a.json", {})
     assert (tmp_path / name).is_dir()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "sub" / "a.json"
-    checkpoint.write_json(path, {"x": [1, None, "ä"]})
+    files.write_json(path, {"x": [1, None, "ä"]})
     before = path.read_text()
     assert json.loads(before) == {"x": [1, None, "ä"]}
     for bad in ({"x": float("nan")}, {"x": object()}):
         with pytest.raises((ValueError, TypeError)):
-            checkpoint.write_json(path, bad)
+            files.write_json(path, bad)
         assert path.read_text() == before
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            checkpoint.write_json(path, {"x": 2})
+            files.write_json(path, {"x": 2})
     assert path.read_text() == before
     with path.open() as reader:
-        checkpoint.write_json(path, {"x": 3})  # over a temporary file that a kill left
+        files.write_json(path, {"x": 3})  # over a temporary file that a kill left
         assert reader.read() == before  # replaced, not written into
     assert json.loads(path.read_text()) == {"x": 3}
     assert [found.name for found in path.parent.iterdir()] == ["a.json"]

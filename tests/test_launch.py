@@ -67,7 +67,7 @@ def dry(script, *arguments) -> list[list[str]]:
 
 def stand_ins(folder: Path, **programs: str) -> dict[str, str]:
     """An environment where these programs are scripts."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, text in programs.items():
         path = folder / name
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -122,7 +122,8 @@ def test_a_tpu_host_gets_the_same_arguments():
     assert "--worker=all" in command
     (remote,) = (word for word in command if word.startswith("--command="))
     told = shlex.split(remote.removeprefix("--command="))
-    assert told[-len(AWKWARD) - 2 :] == ["-m", "sdfp.main", *AWKWARD]
+    start = told.index("-m")
+    assert told[start : start + 2 + len(AWKWARD)] == ["-m", "sdfp.main", *AWKWARD]
 
 
 @pytest.mark.parametrize(
@@ -230,11 +231,10 @@ def harmful(folder: Path) -> list[str]:
         ("gpu_node.sh", ()),
         ("local.sh", ("2",)),
         ("slurm.sh", ("--nodes=2", "--")),
-        ("tpu_vm.sh", ("run", "sdfp", "europe-west4-b")),
     ],
 )
 def test_arguments_stay_words(tmp_path, script, before):
-    """Shells print what they have read back of a dry run: of a TPU's line the remote one, too."""
+    """A shell prints what it has read back of a dry run."""
     words = harmful(tmp_path)
     done = launch(script, "--dry-run", *before, "-m", "sdfp.main", *words)
     assert done.returncode == 0, done.stderr
@@ -246,12 +246,74 @@ def test_arguments_stay_words(tmp_path, script, before):
 
     line = done.stdout if script != "local.sh" else done.stdout[: done.stdout.index("\nenv ") + 1]
     found = read_back(line)
-    if script == "tpu_vm.sh":
-        (remote,) = (word for word in found if word.startswith("--command="))
-        found = read_back(remote.removeprefix("--command=").replace("&&", "-and-"))
     start = found.index("-m")
     assert found[start : start + 2 + len(words)] == ["-m", "sdfp.main", *words]
     assert not (tmp_path / "never").exists()
+
+
+TPU_RUN = ("run", "sdfp", "europe-west4-b", "-m", "sdfp.main")
+
+
+def tpu_host(folder: Path, python: str) -> dict[str, str]:
+    """An environment where gcloud runs the command in `folder`, a host's home with this python."""
+    (folder / "sdfp").mkdir()
+    stand_ins(folder / "sdfp/.venv/bin", python=python)
+    remote = f'for last; do :; done; cd "{folder}"; exec bash -c "${{last#--command=}}"'
+    return stand_ins(folder / "bin", gcloud=remote)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_a_tpu_host_runs_the_arguments_and_tells_the_exit_code(tmp_path, code):
+    words = harmful(tmp_path)
+    environment = tpu_host(tmp_path, f"printf '<%s>' \"$@\"; echo told >&2; exit {code}")
+    done = launch("tpu_vm.sh", *TPU_RUN, *words, environment=environment, timeout=30)
+    shown = "".join(f"<{word}>" for word in ("-m", "sdfp.main", *words))
+    assert (done.returncode, done.stdout, done.stderr) == (code, f"{shown}told\n", "")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_tpu_host_starts_again_what_was_killed(tmp_path):
+    environment = tpu_host(tmp_path, "[[ -e was ]] && exec echo after; touch was; kill -KILL $$")
+    done = launch("tpu_vm.sh", *TPU_RUN, environment=environment, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "after\n")
+    assert "ended with 137: goes on" in done.stderr
+
+
+def test_a_run_on_a_tpu_outlives_ssh(tmp_path):
+    """Hung up, with nobody who reads; a second one is refused until the first has ended."""
+    goes_on = "echo begun; until [[ -e end ]]; do echo line; sleep 0.05; done; touch ended"
+    environment = tpu_host(tmp_path, goes_on)
+    with subprocess.Popen(
+        ["bash", LAUNCH / "tpu_vm.sh", *TPU_RUN],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as first:
+        assert first.stdout.readline() == b"begun\n"
+        first.stdout.close()
+        os.killpg(first.pid, signal.SIGHUP)
+        assert first.wait(timeout=30) == -signal.SIGHUP
+    second = launch("tpu_vm.sh", *TPU_RUN, environment=environment, timeout=30)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "a run goes on here" in second.stderr
+    (tmp_path / "sdfp/end").touch()
+    wait_for(tmp_path / "sdfp/ended")
+    assert (tmp_path / "sdfp/run.log").read_text().startswith("begun\nline\n")
+
+
+def test_setup_overwrites_nothing_and_leaves_nothing(tmp_path):
+    """In a folder of all, a name that can be guessed may be another user's link."""
+    kept, shared = tmp_path / "kept", tmp_path / "tmp"
+    kept.write_text("mine")
+    shared.mkdir()
+    (shared / "sdfp_sdfp.tar.gz").symlink_to(kept)
+    environment = stand_ins(tmp_path / "bin", gcloud='[[ "$4" != scp ]] || tar -tzf "$5"')
+    environment |= {"TMPDIR": str(shared)}
+    done = launch("tpu_vm.sh", "setup", "sdfp", "europe-west4-b", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "launch/tpu_vm.sh" in done.stdout.split()
+    assert kept.read_text() == "mine"
+    assert [path.name for path in shared.iterdir()] == ["sdfp_sdfp.tar.gz"]
 
 
 @pytest.mark.parametrize("stopped", [134, 137, 143])
@@ -390,6 +452,27 @@ def test_slurm_waits_for_the_save_of_a_task_that_is_told_to_stop(tmp_path):
         environment=environment | {"SLURM_JOB_ID": "7"},
     )
     assert (done.returncode, saved.exists(), asked.exists()) == (0, True, True), done.stderr
+
+
+def test_slurm_does_not_requeue_what_was_cancelled(tmp_path):
+    """scancel: TERM reaches this script, too."""
+    asked = tmp_path / "asked"
+    srun, scontrol = "kill -TERM $PPID; sleep 0.1; exit 10", f"touch {asked}"
+    environment = stand_ins(tmp_path / "bin", srun=srun, scontrol=scontrol)
+    environment |= {"SLURM_JOB_ID": "7"}
+    done = launch("slurm.sh", "--inside", "-m", "sdfp.main", environment=environment)
+    assert (done.returncode, asked.exists()) == (10, False)
+
+
+def test_local_stops_all_that_it_is_still_starting(tmp_path):
+    """TERM comes between the first process and the second; `command` is called before each."""
+    own, fake = tmp_path / "own", tmp_path / "fake"
+    own.write_text("calls=0; command() { ((++calls != 2)) || kill -TERM $$; return 1; }")
+    fake.write_text('#!/usr/bin/env bash\n[[ "$1" == -c ]] && echo 1 && exit\nexec sleep 60\n')
+    fake.chmod(0o755)
+    environment = {"PYTHON": str(fake), "BASH_ENV": str(own)}
+    done = launch("local.sh", "3", "-m", "x", environment=environment, timeout=30, cwd=tmp_path)
+    assert done.returncode == 143, done.stderr
 
 
 def test_local_tells_what_ended_first(tmp_path):

@@ -49,10 +49,16 @@ def test_two_processes_compute_what_one_does(tmp_path):
     first, second = start(tmp_path, 2)
     assert first.keys() == second.keys() == alone.keys()
     assert len(alone["jit0/self_distill/loss"]) == len(alone["parts/mars/loss"]) == 6
-    for name in alone.keys() - {"any"}:
+    each = {"any", "jit/read", "pmap/read"}
+    for name in alone.keys() - each:
         for found in (first, second):
             np.testing.assert_array_equal(found[name], alone[name], err_msg=name)
             assert found[name].dtype == alone[name].dtype
+    for backend in ("jit", "pmap"):
+        reversed_rows = np.arange(32).reshape(16, 2)[::-1]
+        np.testing.assert_array_equal(alone[f"{backend}/rows"].reshape(16, 2), reversed_rows)
+        # Of a batch's rows each process reads those of its own devices, once.
+        assert [found[f"{backend}/read"] for found in (alone, first, second)] == [16, 8, 8]
     # The second process raised a flag; both see it.
     assert [list(found["any"]) for found in (alone, first, second)] == [
         [False, False],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdfp import algorithm, checkpoint, config, experiment, listing, optim, preflight, rows
+from sdfp import algorithm, checkpoint, config, experiment, files, listing, optim, preflight, rows
 from sdfp.methods import combination, kd, label_smoothing, mars
 from sdfp.methods.interface import Method
 from sdfp.methods.registry import METHODS
@@ -408,11 +408,11 @@ def test_states(tmp_path):
     stage = tmp_path / "finetune/mars/seed_0"
     flat = {f"recipe.{key}": value for key, value in recipe.items()}
     flat |= {"seed": 0, "method.mars.radius": 8.0, "init": "not known before it is read"}
-    checkpoint.write_json(stage / "identity.json", {**flat, "recipe.no_decay": ["bias"]})
+    files.write_json(stage / "identity.json", {**flat, "recipe.no_decay": ["bias"]})
     told = listing.state(stage, known)
     assert told.startswith(f"refused: {stage} was made with other settings: recipe.no_decay (['b")
     # Tuples are lists in a file: that is no change.
-    checkpoint.write_json(stage / "identity.json", flat)
+    files.write_json(stage / "identity.json", flat)
     assert listing.state(stage, known) == "to do"
     tree, facts = {"a": np.ones(2, np.float32)}, {"seconds": 1.0}
     checkpoint.save_step(stage, 4, tree, facts)

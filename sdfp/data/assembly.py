@@ -21,6 +21,13 @@ class Parts(NamedTuple):
     unlabelled: Split | None = None
     """None: what the pre-training stages see is `train`."""
 
+    @property
+    def seen(self) -> tuple[Split, ...]:
+        """What stages are trained on: fine-tuning first, the pre-training ones last."""
+        if self.unlabelled is None or self.unlabelled is self.train:
+            return (self.train,)
+        return self.train, self.unlabelled
+
 
 def assemble(
     parts: Parts,
@@ -63,25 +70,15 @@ def assemble(
     if train.labelled:
         train, test, validation = cut(kind, train, test, validation, settings, len(class_names))
         _check_labels({"train": train, "validation": validation, "test": test}, class_names)
-    unlabelled = train if unlabelled is None else unlabelled
-    if not len(unlabelled):
+    every = Parts(train, test, validation, train if unlabelled is None else unlabelled)
+    if not len(every.seen[-1]):
         raise UserError(f"no unlabelled {kind} in {notes['source']}")
-    every = Parts(train, test, validation, unlabelled)
-    seen = (train,) if unlabelled is train else (train, unlabelled)
-    shared = [count_shared(split, test) if test is not None else 0 for split in seen]
-    found = (len(parts.train), len(parts.test or ()))
-    facts = {
-        **_counts(parts, every, header),
-        "classes": len(class_names),
-        "found": found,
-        "published": published or found,
-        f"test_{kind}s_in_train": shared[0],
-        f"test_{kind}s_in_unlabelled": shared[-1],
-    }
+    facts = _facts(kind, parts, every, header, count_shared)
+    facts |= {"classes": len(class_names), "published": published or facts["found"]}
     return Dataset(
         **every._asdict(),
         class_names=class_names,
-        fingerprint=_fingerprint(seen, header),
+        fingerprint=_fingerprint(every.seen, header),
         notes={**notes, **facts},
         remarks=(*_remarks(kind, facts, notes.get("broken", {})), *_absent(test, class_names)),
         metric=metric,
@@ -89,14 +86,21 @@ def assemble(
     )
 
 
-def _counts(given: Parts, parts: Parts, header: str) -> dict[str, Any]:
-    """What is in the parts, and which of them were given."""
+def _facts(
+    kind: str, given: Parts, parts: Parts, header: str, count_shared: Callable[[Split, Split], int]
+) -> dict[str, Any]:
+    """What is in the parts, which of them were given, and what test shares with the others."""
+    test = parts.test
+    shared = [0 if test is None else count_shared(split, test) for split in parts.seen]
     held_out = {"validation": parts.validation, "test": parts.test}
     order = ("train", "unlabelled", "validation", "test")
     return {
         "counts": {name: len(getattr(parts, name) or ()) for name in order},
         "own_splits": [name for name in ("test", "validation") if getattr(given, name)],
         "held_out": {n: _fingerprint([s], header) for n, s in held_out.items() if s},
+        "found": (len(given.train), len(given.test or ())),
+        f"test_{kind}s_in_train": shared[0],
+        f"test_{kind}s_in_unlabelled": shared[-1],
     }
 
 

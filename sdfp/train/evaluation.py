@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, f1_score
 
-from sdfp import checked, checkpoint, files, hosts, report, sealed
+from sdfp import checked, files, hosts, report, sealed
 from sdfp.data import loading
 from sdfp.data.interface import Dataset, Split
 from sdfp.data.loading import Feed
@@ -130,7 +130,7 @@ def evaluate(
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / CONFUSION, matrix, class_names)
     mistakes.save(directory, held_out, probability, class_names, show)
-    checkpoint.write_json(path, sealed.seal({"identity": identity, "metrics": metrics}))
+    files.write_json(path, sealed.seal({"identity": identity, "metrics": metrics}))
     return metrics
 
 
@@ -170,7 +170,7 @@ def masked_loss(
         rows=how["rows"],
     )
     value = float(losses.mean(dtype=np.float64))
-    checkpoint.write_json(path, sealed.seal({"identity": identity, "value": value}))
+    files.write_json(path, sealed.seal({"identity": identity, "value": value}))
     return value
 
 

@@ -79,7 +79,7 @@ def _open(directory: Path, final: Path, identity: dict[str, Any], card: Mapping[
     path = directory / MODEL
     known = told_if_damaged(path, "it is written again", CARD) if path.is_file() else None
     if not known or known["class_names"] != list(card["class_names"]):
-        checkpoint.write_json(path, sealed.seal(card))
+        files.write_json(path, sealed.seal(card))
     return not final.is_dir()
 
 
@@ -117,7 +117,7 @@ def _claim(directory: Path, identity: dict[str, Any]) -> None:
     """Writes the identity of a new stage; refuses a directory that holds another one."""
     path = directory / "identity.json"
     if not path.exists():
-        checkpoint.write_json(path, identity)
+        files.write_json(path, identity)
         return
     known = _known(path)
     _refuse(directory, known, identity, {*known, *identity})

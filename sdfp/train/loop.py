@@ -141,10 +141,9 @@ def _calls(
         count = len(call)
         # Always the full number of batches: another shape would be another program.
         call += call[-1:] * (steps_per_call - count)
-        stacked: dict = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
-        stacked.update(feed.rows(stacked["index"]))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *call)
         done += count
-        yield done, count, devices.shard(stacked, 2)
+        yield done, count, devices.shard(stacked, 2, feed.streamed)
 
 
 def _alike(first: Mapping, batches: Iterator, most: int) -> tuple[list, Mapping]:
@@ -176,10 +175,14 @@ def map_examples(
     drawn = plan.eval_batches(len(feed.split), rows)
     batches = [{"index": index, "weight": weight} for index, weight in drawn]
     arrange = feed.layout(batches, devices.count, complete=True)
-    for batch in map(arrange, batches):
+    calls = ((b, devices.shard(b, 0, feed.streamed)) for b in map(arrange, batches))
+    call = next(calls, None)
+    while call:
+        batch, sharded = call
+        on_devices = compiled(params, feed.resident, sharded)
+        call = next(calls, None)  # made while the devices compute
         index, real = batch["index"], batch["weight"] > 0
-        sharded = devices.shard({**batch, **feed.rows(index)}, 0)
-        values = devices.gather(compiled(params, feed.resident, sharded))
+        values = devices.gather(on_devices)
         if not results.size:
             results = np.empty((len(feed.split), *values.shape[1:]), values.dtype)
         results[index[real]] = values[real]
@@ -194,7 +197,6 @@ def example_bytes(
     batch = {"index": index, "weight": weight}
     arranged = feed.layout([batch], devices.count, complete=True)(batch)
     compiled = compile_map(devices, fn, prepare)
-    values = jax.eval_shape(
-        compiled, params, feed.resident, devices.shard({**arranged, **feed.rows(index)}, 0)
-    )
+    sharded = devices.shard(arranged, 0, feed.streamed)
+    values = jax.eval_shape(compiled, params, feed.resident, sharded)
     return values.size * values.dtype.itemsize // devices.count

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdfp import checkpoint
+from sdfp import files
 from sdfp.data.interface import Split
 
 MOST = 12
@@ -63,4 +63,4 @@ def save(
             (directory / PICTURES).mkdir(exist_ok=True)
             shown.save(directory / mistake["image"])
         found.append(mistake)
-    checkpoint.write_json(directory / LIST, found)
+    files.write_json(directory / LIST, found)

@@ -1,6 +1,7 @@
 """One update of the parameters: pure, and the only place that reduces losses."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,22 +62,8 @@ def train_step(
     """
     keys = jax.random.split(jax.random.fold_in(key, state.step))
     count = summed(lambda batch: jnp.sum(batch["weight"]))(batch)
-
-    def gradients(batch, params, frozen, resident, keys, count):
-        def objective(params, micro_batch):
-            prepared = prepare(frozen, resident, micro_batch, keys[0])
-            terms = loss_fn(params, frozen, prepared, keys[1])
-            weight = micro_batch["weight"]
-            means = {
-                name: jnp.sum(jnp.where(weight > 0, weight * value, 0.0)) / count
-                for name, value in terms.items()
-            }
-            return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
-
-        return _sum_of_gradients(objective, params, batch)
-
-    given = (state.params, frozen, resident, keys, count)
-    gradient, metrics = summed(gradients)(batch, *given)
+    part = partial(_gradients, loss_fn=loss_fn, prepare=prepare, weights=weights)
+    gradient, metrics = summed(part)(batch, state.params, frozen, resident, keys, count)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
@@ -88,6 +75,30 @@ def train_step(
     params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
     metrics = {**metrics, "grad_norm": norm, "examples": count, "skipped": 1.0 - finite}
     return State(state.step + 1, params, opt_state), metrics
+
+
+def _gradients(
+    batch: Batch, params: Params, frozen, resident, keys, count, *, loss_fn, prepare, weights
+):
+    """One device's part of a step: (gradient, metrics), which add up to those of all devices.
+
+    Args:
+        batch: the device's own examples, [micro-batches, examples, ...].
+        keys: [2]: of `prepare` and of `loss_fn`.
+        count: sum of the weights over all devices.
+    """
+
+    def objective(params, micro_batch):
+        prepared = prepare(frozen, resident, micro_batch, keys[0])
+        terms = loss_fn(params, frozen, prepared, keys[1])
+        weight = micro_batch["weight"]
+        means = {
+            name: jnp.sum(jnp.where(weight > 0, weight * value, 0.0)) / count
+            for name, value in terms.items()
+        }
+        return sum(weights.get(name, 1.0) * mean for name, mean in means.items()), means
+
+    return _sum_of_gradients(objective, params, batch)
 
 
 def _sum_of_gradients(objective: Callable, params: Params, batch: Batch):
