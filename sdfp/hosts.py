@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sdfp import signals
+from sdfp import machine, signals
 from sdfp.types import UserError, WorkdirError, one_line
 
 HEARTBEAT = 30
@@ -83,7 +83,7 @@ def start(given: Processes = ALONE) -> None:
             shutdown_timeout_seconds=LAST,
             coordinator_bind_address=given.coordinator if given.own == 0 else None,
         )
-        found = jax.devices()
+        found = machine.devices()
     except (RuntimeError, ValueError) as error:
         where = given.coordinator or "the cluster's coordinator"
         raise UserError(f"processes: {where}: {one_line(error)}") from error

@@ -199,7 +199,7 @@ def _decode_into(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         progress = functools.partial(tqdm.tqdm, desc="decoding images", unit="", delay=3)
         reasons = pool.map(one, range(len(sources)))
-        outcome = list(progress(reasons, total=len(sources), file=sys.stderr))
+        outcome = list(progress(reasons, total=len(sources), file=sys.stderr, disable=None))
     broken = {row: reason for row, reason in enumerate(outcome) if reason is not None}
     if broken:
         kept = (row for row in range(len(sources)) if row not in broken)
