@@ -24,11 +24,12 @@ Where do I find ...
                                             (types, ranges: settings.py, config_checks.py)
     devices, jit and pmap                   parallel.py; their memory: machine.py
     metrics.jsonl                           report.py writes it, logged.py reads it
+    what a checkpoint keeps beside a state  train/progress.py
     several processes                       hosts.py
     compiled programs, kept                 programs.py
     Orbax                                   checkpoint.py, nowhere else
     saves beside training                   train/saver.py
-    SIGTERM, SIGINT; one run per workdir    signals.py; lock.py
+    signals; one run per workdir            signals.py; lock.py
     published weights                       pretrained.py, models/{vit,roberta}_weights.py
     texts: files, tokenizer, packing        data/{text_files,tokenizer,packing}.py
     a trained model, read again             trained.py
