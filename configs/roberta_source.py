@@ -21,5 +21,4 @@ def get_config(variant: str = "full"):
     config.model.update({"dim": 128, "mlp_dim": 512})
     config.stages.further_pretrain.update({"steps": 3000, "batch_size": 128, "warmup_steps": 200})
     config.stages.further_pretrain.learning_rate = 2e-3
-    common_text.probes(config, 4)
     return config if variant == "small" else common_text.choose(config, variant)

@@ -27,7 +27,7 @@ from sdfp.types import WorkdirError, one_line, some
 MANIFEST = "manifest.json"
 FORMAT = 2
 """1 had no digests of files, and was not renamed."""
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 """Errors of reading that will come again. Others may pass: no rights, no more open files."""
 KEPT = 2
 """Saves of an interrupted stage: were the newest one damaged, there is the one before it."""

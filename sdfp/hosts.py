@@ -212,6 +212,7 @@ def share(
         told: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
         if isinstance(error, signals.Interrupted):
             told["code"], error.agreed = error.code, True  # by now all know
+            signals.stopping()
         _send_text(json.dumps(told))
         raise
     _send_text(head)
@@ -223,6 +224,7 @@ def share(
 def _received() -> tuple[Any, dict[str, np.ndarray]]:
     head = json.loads(_sent_text())
     if "code" in head:
+        signals.stopping()
         raise signals.Interrupted(head["code"] - 128, agreed=True)
     if "error" in head:
         raise ERRORS.get(head["error"], RuntimeError)(f"the first process: {head['text']}")

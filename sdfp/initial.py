@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sdfp import pretrained, report, trained
+from sdfp import pretrained, report, signals, trained
 from sdfp.models.interface import Backbone, Card, Family
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Experiment
@@ -102,7 +102,8 @@ def kept(
         del directory
         for line in start.told:
             report.say(line)
-        return start.make()
+        with signals.at_once():
+            return start.make()
 
     card = trained.to_json(settings.model_name, Card(start.model, input, ()))
     return keep(place.workdir, name, start.identity, card, make)

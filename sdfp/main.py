@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     values = config.read(_CONFIG.value, overrides=argv[1:])
     workdir = cli.path(_WORKDIR.value or f"runs/{values.get('name')}")
     hosts.start(hosts.Processes(_COORDINATOR.value, _COUNT.value, _OWN.value))
-    with signals.handled(), hosts.own_workdir(workdir) as own:
+    with signals.handled(hosts.first()), hosts.own_workdir(workdir) as own:
         if _CHECK.value:
             experiment.check(values, own)
             return

@@ -100,9 +100,11 @@ def _agree(context: Context, planned: dict) -> None:
         path: [checkpoint.digest(teacher.params), teacher.architecture]
         for path, (teacher, _) in context.teachers.items()
     }
+    # Not the commit: that differs by any file of a clone, and where git is lacking.
+    software = {name: v for name, v in report.versions().items() if name != "commit"}
     hosts.agree(
         config=repr(context.settings),
-        software=report.versions(),
+        software=software,
         data=context.target.data.fingerprint,
         held_out=context.target.data.notes.get("held_out"),
         rows=planned,

@@ -1,6 +1,8 @@
 """results.json while a run goes on, and the failures that do not stop it."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import traceback
@@ -136,7 +138,10 @@ class Results:
             return None
 
 
+@functools.cache  # the folder may go while the run goes on
 def _command() -> str:
     """What repeats the run: its paths may be relative ones."""
     command = report.command()
-    return command and f"cd {shlex.quote(os.getcwd())} && {command}"
+    with contextlib.suppress(FileNotFoundError):
+        return command and f"cd {shlex.quote(os.getcwd())} && {command}"
+    return command

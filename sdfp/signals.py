@@ -39,7 +39,8 @@ class Interrupted(KeyboardInterrupt):
 class _Watch:
     """The signals that came while `handled` is open."""
 
-    def __init__(self):
+    def __init__(self, saves: bool):
+        self.saves = saves
         self.asked: int | None = None
         self.deferred = False
         self.agreed = self.saving = False
@@ -63,7 +64,7 @@ class _Watch:
         again = first
         while again:
             again = self._next(TWICE)
-        second = self._next(GRACE)
+        second = self._next(GRACE if self.saves else None)
         if second is None and (self.saving or self.agreed):
             second = self._next(None)
         if second != 0:
@@ -96,16 +97,21 @@ def _tell(line: str) -> None:
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
+def handled(saves: bool = True) -> Iterator[None]:
     """Within, the first of SIGNALS raises `Interrupted` where nothing is `deferred`, and the second
     one ends the process. Does nothing outside the main thread, and to signals that are ignored (as
-    by nohup, or of a job that a script put into the background)."""
+    by nohup, or of a job that a script put into the background).
+
+    Args:
+        saves: whether it is this process that saves. Of several one does, and another one that does
+            not come round must not be gone before: with it the run would be.
+    """
     global _watch
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     if _watch or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _watch = watch = _Watch()
+    _watch = watch = _Watch(saves)
     before = signal.set_wakeup_fd(watch.kernel.fileno(), warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, watch.handle) for number in numbers}
     watch.thread.start()
@@ -146,6 +152,21 @@ def deferred() -> Iterator[None]:
     finally:
         watch.deferred = False
     _raise(watch)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Within, in what is `deferred`, a signal raises again: nothing is there to be saved yet."""
+    watch = _watch
+    if watch is None or not watch.deferred:
+        yield
+        return
+    _raise(watch)
+    watch.deferred = False
+    try:
+        yield
+    finally:
+        watch.deferred = True
 
 
 def asked() -> bool:

@@ -59,7 +59,7 @@ def make(
             report.say(line)
         return
     hosts.start(processes)
-    with signals.handled(), hosts.own_workdir(workdir) as own:
+    with signals.handled(hosts.first()), hosts.own_workdir(workdir) as own:
         if only_check:
             experiment.check(values, own, wish)
             return

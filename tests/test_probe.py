@@ -17,7 +17,7 @@ from sdfp.data import digits, loading
 from sdfp.data.interface import Split
 from sdfp.models.registry import BACKBONES
 from sdfp.settings import Stages
-from sdfp.train import probe, stage
+from sdfp.train import probe, progress, stage
 from sdfp.train.stage import Place
 
 CONFIG = Path(__file__).parent / "tiny_config.py"
@@ -165,6 +165,7 @@ def test_the_time_of_a_warning_is_not_the_stages(tmp_path, monkeypatch):
 
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0])
     monkeypatch.setattr(stage, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(probe, "warning", warning)
     found = run(tmp_path)
     record = next(each for each in found["stages"] if each["name"] == "further_pretrain")

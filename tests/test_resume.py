@@ -21,7 +21,7 @@ from sdfp.data import digits
 from sdfp.data.interface import Split
 from sdfp.data.loading import Feed
 from sdfp.train import evaluation, loop
-from sdfp.types import UserError
+from sdfp.types import UserError, WorkdirError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -324,12 +324,23 @@ def test_an_interrupted_stage_without_a_good_checkpoint_starts_anew(workdir, fin
     folder = workdir / "stages" / FINETUNE
     shutil.rmtree(folder / "final")
     checkpoint.save_step(folder, 2, {"step": np.array(2, np.int32)}, {"seconds": 1.0})
+    (folder / "step_000000002" / checkpoint.MANIFEST).write_text("{}")
     run(workdir)
     said = capsys.readouterr().out
-    assert f"warning: {folder / 'step_000000002'}: does not fit this model at " in said
+    assert f"warning: {folder / 'step_000000002'}: cannot be read" in said
     assert "none of its checkpoints is good: it starts anew" in said
     assert f"{FINETUNE}: 8 steps of 8" in said
     assert final_digests(workdir) == final_digests(finished)
+
+
+def test_a_state_of_other_software_is_refused_and_left_alone(workdir):
+    """As of another optax: it is not damaged, and hours may be in it."""
+    folder = workdir / "stages" / FINETUNE
+    shutil.rmtree(folder / "final")
+    checkpoint.save_step(folder, 2, {"step": np.array(2, np.int32)}, {"seconds": 1.0})
+    with pytest.raises(WorkdirError, match=r"_000000002: does not fit this model at .*: other"):
+        run(workdir)
+    assert (folder / "step_000000002").is_dir()
 
 
 def test_results_tell_everything(finished):

@@ -18,7 +18,7 @@ import hashlib, sys, time
 from sdfp import cli, signals
 
 def run():
-    with signals.handled():
+    with signals.handled({handled}):
         {body}
 
 def ready():
@@ -70,8 +70,9 @@ IN_COMPILED_CODE = """
 class Process:
     """Python that is at `body` within `signals.handled`."""
 
-    def __init__(self, body, *before):
-        command = [*before, sys.executable, "-c", START.format(body=body.strip())]
+    def __init__(self, body, *before, handled=""):
+        text = START.format(body=body.strip(), handled=handled)
+        command = [*before, sys.executable, "-c", text]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, **pipes)
         assert self.process.stdout.readline() == "ready\n"
@@ -206,3 +207,32 @@ def test_a_signal_at_the_end_of_a_stage_loses_none_of_it(tmp_path):
         kept.keep(tmp_path, "s", {}, card, make)
     assert caught.value.agreed
     assert not kept.keep(tmp_path, "s", {}, card, make).new
+
+
+def test_before_the_first_step_of_a_stage_it_stops_at_once(tmp_path):
+    """As where a checkpoint is read, or a table of the teacher made: that may take minutes."""
+
+    def make(directory):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("not stopped")
+
+    def wrapped(directory):
+        with signals.at_once():
+            make(directory)
+
+    card = {"family": "", "settings": {}, "input": {"kind": ""}, "class_names": []}
+    with pytest.raises(signals.Interrupted) as caught, signals.handled():
+        kept.keep(tmp_path, "s", {}, card, wrapped)
+    assert not caught.value.agreed
+    with signals.at_once():  # where nothing is handled
+        pass
+
+
+def test_a_process_that_does_not_save_waits_for_the_one_that_does():
+    body = HANGS.replace("with signals", "signals.GRACE = 0.5\n        with signals")
+    process = Process(body, handled="False")
+    process.send(signal.SIGTERM)
+    time.sleep(2)
+    assert process.process.poll() is None
+    process.send(signal.SIGTERM)
+    assert process.end()[0] == 143

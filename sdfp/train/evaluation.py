@@ -125,7 +125,8 @@ def evaluate(
     metrics = measure(log_probability, label) | {f"train_{k}": v for k, v in of_train.items()}
     probability = np.exp(log_probability)
     directory.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # it vouches for the files beside it
+    if path.is_file():
+        path.unlink()  # it vouches for the files beside it
     report.save_predictions(directory / PREDICTIONS, held_out.ids, label, probability, class_names)
     matrix = confusion_matrix(label, probability.argmax(axis=1), labels=range(len(class_names)))
     report.save_confusion(directory / CONFUSION, matrix, class_names)

@@ -118,11 +118,12 @@ def _train(
     """
     now = time.monotonic()
     devices, run, recipe = place.devices, place.run, stage.recipe
-    state, before = _start(stage, directory, facts)
+    with signals.at_once():
+        state, before = _start(stage, directory, facts)
+        first, state = int(state.step), devices.place(state)  # no second copy on the host
+        frozen = devices.place(stage.frozen)
+        feed, per_example = _teacher_table(stage, frozen, place)
     began, skipped, stop = now - before.seconds, before.skips, False
-    first, state = int(state.step), devices.place(state)  # no second copy on the host
-    frozen = devices.place(stage.frozen)
-    feed, per_example = _teacher_table(stage, frozen, place)
     if stage.per_example and not per_example:
         frozen = None  # the table has all that steps want of it
     pauses = (run.checkpoint_every, run.probe_every) if probe else (run.checkpoint_every,)
