@@ -26,10 +26,10 @@ act() {
   fi
 }
 
-# Runs a command, and again while it was only interrupted: 143 (asked to stop: it saved), 134 or 137
-# (another process of the run is gone, or the system killed this one). 0 is done; 1 (a fault) and 2
-# (a mistake to mend) would only come again. A run that dies time after time and comes no further
-# ends with 2 by itself (sdfp/lock.py).
+# Runs a command, and again while it was only interrupted: 143 (asked to stop: it saved), 134, 137 or
+# 139 (another process of the run is gone, which JAX may crash of, or the system killed this one). 0 is
+# done; 1 (a fault) and 2 (a mistake to mend) would only come again. A run that dies time after time and
+# comes no further ends with 2 by itself (sdfp/lock.py).
 #
 # TERM and Ctrl-C of this script reach the command as TERM (a job of a script does not hear INT);
 # its end is waited for, and it is not started again.
@@ -59,7 +59,7 @@ to_the_end() {
     if ((asked && status == 143)); then return "$asked"; fi
     if ((asked || tries++ >= most)); then return "$status"; fi
     case $status in
-      134 | 137 | 143) say "ended with $status: goes on (restart $tries of $most at most)" ;;
+      134 | 137 | 139 | 143) say "ended with $status: goes on (restart $tries of $most at most)" ;;
       *) return "$status" ;;
     esac
   done

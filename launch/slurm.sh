@@ -15,11 +15,11 @@ if [[ -n "${SLURM_JOB_ID:-}" && "${1:-}" == --inside ]]; then
   # the whole job is to end (scancel): before the time limit and a pre-emption only the tasks do.
   asked=0
   trap 'asked=1' TERM
-  # srun returns the highest code of all tasks: a fault must count for more than the 143, 137 or 134
-  # of those that were stopped, or lost the others, because of it. TERM reaches the task's shell,
+  # srun returns the highest code of all tasks: a fault must count for more than the 143, 139, 137 or
+  # 134 of those that were stopped, or lost the others, because of it. TERM reaches the task's shell,
   # too, which must wait for the save.
   # shellcheck disable=SC2016
-  ranked='trap : TERM; "$@"; case $? in 0) ;; 134 | 137 | 143) exit 10 ;; *) exit 101 ;; esac'
+  ranked='trap : TERM; "$@"; case $? in 0) ;; 134 | 137 | 139 | 143) exit 10 ;; *) exit 101 ;; esac'
   status=0
   srun --kill-on-bad-exit=1 bash -c "$ranked" task "${PYTHON:-python}" "$@" || status=$?
   if ((status == 10 && !asked && ${SLURM_RESTART_COUNT:-0} < ${SDFP_RESTARTS:-100})); then

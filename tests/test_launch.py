@@ -316,7 +316,7 @@ def test_setup_overwrites_nothing_and_leaves_nothing(tmp_path):
     assert [path.name for path in shared.iterdir()] == ["sdfp_sdfp.tar.gz"]
 
 
-@pytest.mark.parametrize("stopped", [134, 137, 143])
+@pytest.mark.parametrize("stopped", [134, 137, 139, 143])
 @pytest.mark.parametrize("status", [0, 1, 2, 130])
 def test_only_what_was_interrupted_starts_again(tmp_path, stopped, status):
     """gpu_node.sh: twice `stopped`, then `status`."""
@@ -407,6 +407,7 @@ def test_a_signal_reaches_the_run_from_the_first_process_of_a_pod(tmp_path):
         ((143, 143), 0, True),
         ((134, 143), 0, True),  # pre-empted outside of a stage: the other one lost it
         ((137, 134), 0, True),
+        ((137, 139), 0, True),
         ((143, 1), 101, False),
         ((2, 134), 101, False),  # the first one's disk is full
     ],
