@@ -37,11 +37,12 @@ def blocked(path: Path) -> WorkdirError:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another path, to write to: the whole file gets its name, or nothing does.
+    """Another path, to write to: the whole file gets its name, or nothing does. Makes its folder.
 
     Raises:
-        WorkdirError: there is a folder in its place.
+        WorkdirError: something else is in the place of the file or of its folder.
     """
+    folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -59,12 +60,7 @@ def json_text(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the whole file, or nothing.
-
-    Raises:
-        WorkdirError: something else is in the place of the file or of its folder.
-    """
-    folder(path.parent)
+    """Writes the whole file, or nothing. Errors as `whole`."""
     with whole(path) as temporary:
         temporary.write_text(json_text(value))
         flush(temporary)

@@ -181,7 +181,6 @@ def save_pictures(path: Path, pictures: np.ndarray) -> None:
     rows = np.pad(pictures, gap, constant_values=255)
     canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     image = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
-    files.folder(path.parent)
     with files.whole(path) as temporary:  # half of one would never be made again
         image.save(temporary, "PNG")
 

@@ -70,7 +70,7 @@ def _on_spread(runs: Sequence[Run]) -> Iterator[str]:
     if not spread:
         yield "No spread: one value per row."
     elif not several:
-        yield (f"±: sample standard deviation over {one}, as in the paper; {NOT_IN_SPREAD}.")
+        yield f"±: sample standard deviation over {one}, as in the paper; {NOT_IN_SPREAD}."
     else:
         words = "{} over {} pre-training × {} fine-tuning seeds"
         told = [words.format(name, x.pretrain_seeds, x.seeds) for x, name in several]

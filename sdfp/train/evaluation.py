@@ -202,7 +202,6 @@ def save_reconstructions(
     if data.to_pixels:
         report.save_pictures(path, data.to_pixels(drawn))
     elif data.to_text:
-        files.folder(path.parent)
         with files.whole(path) as temporary:  # as pictures
             temporary.write_text(data.to_text(drawn), encoding="utf-8")
     report.say(f"reconstructions in {path}")
