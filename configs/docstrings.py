@@ -3,8 +3,8 @@ package, from theta_init made on docstrings of the installed scientific packages
 
     python -m sdfp.main --config configs/docstrings.py
 
-Source files are read with `ast`, never imported. The tokenizer is learnt on the spot. Test macro-F1,
-mean ± std of 5 seeds, 9 packages, Python 3.11.7, jax 0.10.2: finetune 57.30 ± 2.43,
+Source files are read with `ast`, never imported. The tokenizer is learnt on the spot. Test
+macro-F1, mean ± std of 5 seeds, 9 packages, Python 3.11.7, jax 0.10.2: finetune 57.30 ± 2.43,
 further_pretrain 58.66 ± 1.11, self_distillation 59.35 ± 2.43, by
 
     python -m sdfp.table --config configs/docstrings.py --methods all --seeds 5
