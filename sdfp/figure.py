@@ -14,6 +14,7 @@ Nothing is trained here.
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -46,6 +47,7 @@ BAND = "#555555"
 NAMED = {PLAIN: BAND, DISTILLED: drawing.COLOURS[0], FURTHER: drawing.COLOURS[1]}
 APART = 5  # points of 1/72 inch between the bars of two lines at one x
 WIDE = 10  # from this ratio of the largest x to the smallest on, x is logarithmic
+MOST_TICKS = 8  # that fit on a linear x
 
 Found = tuple[list[Point], list[str]]
 
@@ -114,13 +116,17 @@ def _colour(name: str, names: Sequence[str]) -> str:
 
 
 def _ticks(ax: Axes, values: Sequence[int]) -> None:
-    if values[0] > 0 and values[-1] / values[0] >= WIDE:
+    """At the measured values; where some are too close for that, on a linear axis, regularly."""
+    wide = values[0] > 0 and values[-1] / values[0] >= WIDE
+    room = (values[-1] - values[0]) / MOST_TICKS
+    if wide:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_locator(NullLocator())
+    if wide or all(after - before >= room for before, after in pairwise(values)):
         ax.xaxis.set_major_locator(FixedLocator(values))
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=MOST_TICKS, integer=True))
     ax.margins(x=0.08)
 
 

@@ -268,6 +268,24 @@ def test_pictures(tmp_path):
     assert "a$x$" in shown  # a folder's name is no formula
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ((1000, 5000), ["1000", "5000"]),
+        ((100, 1000, 10_000), ["100", "1000", "10000"]),
+        ((1000, 1040, 5000), ["1200", "1800", "2400", "3000", "3600", "4200", "4800"]),
+    ],
+)
+def test_ticks(tmp_path, labels, shown):
+    """Where the runs are, unless two of them would be in one place."""
+    made = [run(tmp_path / str(number), labels=number)[0] for number in labels]
+    assert make(3, tmp_path, *made) == 0
+    texts = ElementTree.parse(tmp_path / "figure3.svg").iter("{http://www.w3.org/2000/svg}text")
+    scores_end = 100  # all larger numbers are labels
+    found = [text.text for text in texts if text.text and text.text.isdigit()]
+    assert [number for number in found if int(number) >= scores_end] == shown
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_notes(tmp_path, capsys):
     a, _ = run(tmp_path / "a", steps=1)
