@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("further_pretrain", "self_distill", "finetune")
 CONFIGS = {
     "vit_base": "configs/vit_cub.py",
+    "vit_small": "configs/vit_cub.py:small",
     "tiny": "configs/vit_cub.py:smoke",
     "roberta_base": "configs/roberta_scierc.py",
     "roberta_tiny": "configs/roberta_scierc.py:smoke",

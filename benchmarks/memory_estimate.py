@@ -12,6 +12,7 @@ import jax
 
 from benchmarks import cases, ours_step, outcome
 from sdfp import memory, parallel
+from sdfp.data import loading
 from sdfp.optim import adamw_of
 
 
@@ -19,10 +20,14 @@ def measure(case: cases.Case) -> dict:
     made = cases.make(case)
     with parallel.precision(made.settings.precision).context():
         job = ours_step.build(made, case.stage)
-        step = memory.Step(job.loss_fn, made.recipe, "train", adamw_of(made.recipe), None)
+        tx = adamw_of(made.recipe)
+        step = memory.Step(job.loss_fn, made.recipe, "train", tx, job.teacher)
         params = jax.eval_shape(job.start).params
+        frozen = params["encoder"] if job.teacher else None
+        # Before a run there is no table: `--check` counts the teacher that will make it.
+        feed = loading.open_feed(made.split, job.devices, made.settings.run.resident_gb)
         began = time.perf_counter()
-        need = memory.need_of(step, params, None, job.prepare, job.feed, job.devices.count)
+        need = memory.need_of(step, params, frozen, job.prepare, feed, job.devices.count)
         traced = time.perf_counter() - began
         asked = []
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases, flops
-from sdfp import initial, parallel, report
+from sdfp import algorithm, initial, parallel, report
 from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.optim import adamw_of
@@ -39,6 +39,8 @@ class Job(NamedTuple):
     second copy is kept."""
     feed: loading.Feed
     loss_fn: LossFn
+    teacher: Callable | None
+    """Of self-distillation: what fills the table. Here it never runs."""
     prepare: Callable
     """Of the data, see `loop.make_prepare`."""
     compiled: Callable
@@ -53,11 +55,13 @@ def build(made: cases.Made, stage: str) -> Job:
     backbone = initial.make_backbone(family, settings.model, precision.dtype)
     params = backbone.init(jax.random.key(0))
     feed = loading.open_feed(made.split, devices, settings.run.resident_gb)
+    teacher = None
     if stage == "finetune":
         params = backbone.add_head(params, made.classes, jax.random.key(1))
     elif stage == "self_distill":
         if made.recipe.augment:
             raise UserError("an augmented stage runs its teacher in every step: not measured here")
+        teacher = algorithm.teacher_features(backbone, "cls")
         table = np.random.default_rng(0).normal(size=(len(made.split), settings.model.dim))
         target = devices.replicate({"target": table.astype(np.float32)})
         feed = feed._replace(resident={**feed.resident, **target})
@@ -76,7 +80,7 @@ def build(made: cases.Made, stage: str) -> Job:
         (),
     )
     start = lambda: devices.place(step.init_state(params, tx))
-    return Job(made, devices, start, feed, loss_fn, prepare, compiled)
+    return Job(made, devices, start, feed, loss_fn, teacher, prepare, compiled)
 
 
 def calls(job: Job, steps: int, compiled: Callable):

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ def machine() -> dict[str, Any]:
     found = Path("/proc/cpuinfo")  # what platform.processor() does not tell on Linux
     name = re.search(r"model name\s*: (.*)", found.read_text()) if found.is_file() else None
     return {"cpu": name[1] if name else platform.processor(), "cores": os.cpu_count()}
+
+
+def per_step(timed: Mapping[str, Any]) -> float:
+    """Seconds: the mean of the steps that `ours_step` or `torch_step` timed by call, which are of
+    unequal work where texts are read."""
+    calls = zip(timed["seconds"], timed["counts"], strict=True)
+    return sum(seconds * count for seconds, count in calls) / sum(timed["counts"])
 
 
 def conclude(measure: Callable, show: Callable, path: Path | None) -> None:

@@ -2,29 +2,31 @@
 
     python -m benchmarks.probe --backbone vit_base --stage further_pretrain --batch 64
 
-Times steps of the stage, then probes of `--examples` labelled examples, the first of which
-compiles, and says what all probes of the config's schedule (`run.probe_every`) take of the time of
-its steps.
+Times steps of the stage, then two probes of as many labelled examples as a run takes, the first of
+which compiles, and says what all probes of the config's schedule (`run.probe_every`) take of the
+time of its steps.
 """
 
+import sys
 from dataclasses import replace
 
 import jax
-import numpy as np
 
 from benchmarks import cases, ours_step, outcome
 from sdfp import initial, parallel
-from sdfp.data import loading, pixels, splits
+from sdfp.data import loading, pixels
 from sdfp.models.registry import BACKBONES
 from sdfp.train import probe
 
 
-def measure(case: cases.Case, examples: int) -> dict:
+def measure(case: cases.Case) -> dict:
     """Seconds of a step and of probes, and the share."""
     timed = ours_step.measure(case)
-    # As many as asked for, whatever the case has.
-    made = cases.make(replace(case, batch=examples))
-    split = splits.take(made.split, np.arange(examples) % len(made.split))
+    step_seconds = outcome.per_step(timed)
+    # Of images a case has no more than a batch needs.
+    made = cases.make(replace(case, batch=2 * probe.MOST))
+    split = probe.sample(made.split)
+    assert split is not None
     settings, precision = made.settings, parallel.precision(case.precision)
     devices = parallel.make(**vars(settings.parallel))
     prepare = lambda batch, key, augment: batch
@@ -43,13 +45,14 @@ def measure(case: cases.Case, examples: int) -> dict:
     probes = -(-steps // every) + 1  # also before the first step
     total = first + (probes - 1) * later
     return {
-        "step_seconds": timed["seconds"],
+        "command": "python -m benchmarks.probe " + " ".join(sys.argv[1:]),
+        "step_seconds": step_seconds,
         "first_probe_seconds": first,
         "probe_seconds": later,
-        "examples": examples,
+        "examples": len(split),
         "steps": steps,
         "probe_every": every,
-        "share": total / (steps * timed["seconds"]),
+        "share": total / (steps * step_seconds),
         "versions": timed["versions"],
         "device": timed["device"],
     }
@@ -67,6 +70,5 @@ def show(told: dict) -> None:
 if __name__ == "__main__":
     parser = cases.flags_of("python -m benchmarks.probe")
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
-    parser.add_argument("--examples", type=int, default=probe.MOST)
     flags = parser.parse_args()
-    outcome.conclude(lambda: measure(cases.of(flags), flags.examples), show, flags.json)
+    outcome.conclude(lambda: measure(cases.of(flags)), show, flags.json)

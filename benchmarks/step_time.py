@@ -37,13 +37,8 @@ def read_flags(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def summary(results: list[dict], peak: float) -> dict:
-    """Of all processes of one side; a process has the mean of its steps, which are of unequal
-    work where texts are read."""
-    of_process = [
-        sum(s * count for s, count in zip(result["seconds"], result["counts"], strict=True))
-        / sum(result["counts"])
-        for result in results
-    ]
+    """Of all processes of one side."""
+    of_process = [outcome.per_step(result) for result in results]
     step, flops = statistics.median(of_process), results[0]["flops"]
     return {
         "seconds": step,
