@@ -24,6 +24,8 @@ SAMPLE = (  # one of each kind of change
     ("self_kd", "vit"),  # a teacher, in every step: its inputs are augmented
     ("r3f", "roberta"),  # a loss that perturbs
 )
+# Without masked losses of their own, which test_ablations.py trains.
+QUICK = tuple(pair for pair in SAMPLE if pair[0] != "prediction_matching")
 SPREAD = ()  # over devices each program is compiled three times: all of them are slow
 PAIRS = tuple((row, backbone) for backbone in method_runs.FILES for row in ROWS)
 # What packing could disturb: a loss of its own over texts. The others differ from these as they do
@@ -32,7 +34,7 @@ TEXT_LOSSES = ("self_distillation", "prediction_matching", "r3f", "self_kd")
 DEVICE_PAIRS = tuple(pair for pair in PAIRS if pair[1] == "vit" or pair[0] in TEXT_LOSSES)
 
 
-def contract(quick=SAMPLE, pairs=PAIRS):
+def contract(quick=QUICK, pairs=PAIRS):
     """Parametrises a test; those that are not quick are slow."""
     marks = lambda pair: () if pair in quick else pytest.mark.slow
     made = [pytest.param(*pair, id="-".join(pair), marks=marks(pair)) for pair in pairs]

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_vit
 
 from sdfp import algorithm, config, experiment
@@ -45,6 +46,7 @@ def test_its_loss_is_what_it_says():
     np.testing.assert_allclose(found["penalty"], 0.1 * np.sum(p * np.log(p), axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_runs_alone_and_joined(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "CROPS", 200)
     name, method, _ = readme_method()

@@ -58,7 +58,13 @@ def uses():
     return {train: every_use(BACKBONE, train) for train in (False, True)}
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["without_dropout", "with_dropout"])
+@pytest.mark.parametrize(
+    "train",
+    [
+        pytest.param(False, id="without_dropout", marks=pytest.mark.slow),
+        pytest.param(True, id="with_dropout"),
+    ],
+)
 def test_packing_changes_nothing(params, uses, train):
     (_, alone), slope = uses[train](params, ALONE)
     (_, packed), slope_packed = uses[train](params, PACKED)
@@ -87,6 +93,7 @@ def test_dropout_is_on_in_training_only_and_follows_the_key(params, uses):
     assert not np.allclose(other, on["by_example"]["cls"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(params, uses):
     (_, whole), _ = uses[True](params, ALONE)
     half = {name: value[2:] for name, value in ALONE.items()}

@@ -73,6 +73,7 @@ def test_vit_folder(tmp_path):
     assert results["data"]["counts"] == {"train": 11, "unlabelled": 11, "validation": 0, "test": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_vit_cub(tmp_path, real_data):
     folder = real_data / "images/cub200_2011_first50classes_short112"

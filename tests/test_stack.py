@@ -35,7 +35,7 @@ def roberta():
     return block, roberta_modules.Places(example, position, segment), (lambda x: x[slots],)
 
 
-@pytest.mark.parametrize("make", [vit, roberta])
+@pytest.mark.parametrize("make", [pytest.param(vit, marks=pytest.mark.slow), roberta])
 def test_what_is_read_is_that_of_whole_blocks(make):
     block, places, readers = make()
     x = jax.random.normal(KEY, (4, 9, DIM))

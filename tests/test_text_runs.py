@@ -212,6 +212,7 @@ def test_acl_arc(tmp_path, real_data):
     assert results["results"][0]["metric"] == "macro_f1"
 
 
+@pytest.mark.slow
 def test_texts_without_labels(tmp_path, capsys):
     """The masked stages only."""
     on_disk.write(tmp_path / "data/train.txt", "\n".join(SENTENCES) + "\n")
@@ -226,6 +227,7 @@ def test_texts_without_labels(tmp_path, capsys):
     assert results["results"] == []
 
 
+@pytest.mark.slow  # test_resume.py has it of images
 def test_interrupted_and_run_again(folder, tmp_path, monkeypatch):
     """Stopped within each of two stages, the same bits come out."""
     overrides = [

@@ -44,6 +44,7 @@ def train(init, tokens="cls", table=None, steps=6, **changes):
     return np.asarray(ravel_pytree(state.params)[0]), metrics
 
 
+@pytest.mark.slow  # test_step.py has it of images
 def test_calls_may_end_anywhere(init, monkeypatch):
     """A call takes steps of one shape only; where it ends changes no bit."""
     counts = []
@@ -64,7 +65,7 @@ def test_calls_may_end_anywhere(init, monkeypatch):
         np.testing.assert_array_equal(again["loss"], metrics["loss"])
 
 
-@pytest.mark.parametrize("tokens", ["cls", "all"])
+@pytest.mark.parametrize("tokens", ["cls", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_teachers_table_is_what_it_computes_in_every_step(init, tokens):
     """The table is made with other packing than the steps have."""
     table = loop.map_examples(
@@ -83,6 +84,7 @@ def test_the_teachers_table_is_what_it_computes_in_every_step(init, tokens):
     np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_that_do_not_fit_on_the_device_give_the_same(init):
     """Labels then travel with each batch; tokens always do."""
     head = jax.device_get(BACKBONE.add_head(init, 3, jax.random.key(2)))
