@@ -24,7 +24,7 @@ SAMPLE = (  # one of each kind of change
     ("self_kd", "vit"),  # a teacher, in every step: its inputs are augmented
     ("r3f", "roberta"),  # a loss that perturbs
 )
-# Without masked losses of their own, which test_ablations.py trains.
+# A masked stage with a loss of its own is quick in test_ablations.py, which trains distill_only.
 QUICK = tuple(pair for pair in SAMPLE if pair[0] != "prediction_matching")
 SPREAD = ()  # over devices each program is compiled three times: all of them are slow
 PAIRS = tuple((row, backbone) for backbone in method_runs.FILES for row in ROWS)
