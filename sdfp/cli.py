@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -62,14 +63,30 @@ def exit_code(run: Callable[[], None]) -> int:
         return 2
     except OSError as error:
         if error.errno not in (*DISK, *PATHS):
-            raise
+            return _code_of_stop(error)
         more = "; what was saved before is as it was" if error.errno in DISK else ""
         _tell(f"sdfp: {error}{more}")
         return 2
-    except KeyboardInterrupt as error:
-        _tell(f"sdfp: {str(error) or 'interrupted'}")
-        return getattr(error, "code", 130)  # of signals.Interrupted
+    except (KeyboardInterrupt, Exception) as error:
+        return _code_of_stop(error)
     return 0
+
+
+def _code_of_stop(error: BaseException) -> int:
+    """Of a signal's error; of one that came of it, too. Any other is raised again.
+
+    A signal raises anywhere, and a library that it meets at a bad moment may end with an error of
+    its own. That one is shown in full: it may be ours.
+    """
+    stop: BaseException | None = error
+    while stop is not None and not isinstance(stop, KeyboardInterrupt):
+        stop = stop.__context__
+    if stop is None:
+        raise error
+    if stop is not error:
+        traceback.print_exception(error)
+    _tell(f"sdfp: {str(stop) or 'interrupted'}")
+    return getattr(stop, "code", 130)  # of signals.Interrupted
 
 
 def _tell(*lines: str) -> None:

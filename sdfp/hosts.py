@@ -8,6 +8,7 @@ others (`share`); they write to a scratch folder that is deleted, and say nothin
 
 import collections
 import contextlib
+import faulthandler
 import hashlib
 import importlib.util
 import io
@@ -88,6 +89,9 @@ def start(given: Processes = ALONE) -> None:
         where = given.coordinator or "the cluster's coordinator"
         raise UserError(f"processes: {where}: {one_line(error)}") from error
     _joined = True
+    # Where another process is gone, JAX may abort this one from a thread of its own. What absl asks
+    # for, the traces of all Python threads, would read them while they run, and may crash at it.
+    faulthandler.enable(all_threads=False)
     devices = collections.Counter(device.process_index for device in found)
     if len(set(devices.values())) > 1:
         raise UserError(f"processes: each needs as many devices; they have {dict(devices)}")

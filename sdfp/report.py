@@ -39,7 +39,9 @@ def say(line: str) -> None:
     """One line for the person who watches, if there is one."""
     encoding = sys.stdout.encoding or "utf-8"
     with cli.reader_may_go(sys.stdout):
-        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+        shown = line.encode(encoding, "backslashreplace").decode(encoding)
+        # A signal's error while the lock is taken would end in another one, as it is released.
+        tqdm.write(shown, file=sys.stdout, nolock=True)
         sys.stdout.flush()
 
 

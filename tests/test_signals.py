@@ -107,6 +107,31 @@ def test_a_tool_that_handles_none(capsys):
     assert capsys.readouterr().err == "sdfp: interrupted\n"
 
 
+def test_what_a_library_makes_of_a_signal_is_a_stop_and_is_shown(capsys):
+    def tool():
+        try:
+            raise signals.Interrupted(signal.SIGTERM)
+        finally:
+            raise RuntimeError("cannot release un-acquired lock")
+
+    assert cli.exit_code(tool) == 143
+    told = capsys.readouterr().err
+    assert "RuntimeError: cannot release un-acquired lock" in told
+    assert told.splitlines()[-1].startswith("sdfp: stopped by SIGTERM")
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours")])
+def test_an_error_without_a_signal_is_raised(error):
+    def tool():
+        try:
+            raise KeyError("another")
+        except KeyError:
+            raise error  # noqa: B904
+
+    with pytest.raises(type(error), match="ours"):
+        cli.exit_code(tool)
+
+
 def test_it_finishes_and_saves_first():
     process = Process(WORKS)
     process.send(signal.SIGTERM)
