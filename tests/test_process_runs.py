@@ -1,5 +1,6 @@
 """Whole runs of two processes: equal to one process, stopped, killed and gone on with."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -96,8 +97,10 @@ def wait_for(path: Path, processes: Sequence[subprocess.Popen]) -> None:
 
 def listening(pid: int, port: int) -> set[str]:
     """The addresses at which a process listens to a port."""
-    links = (path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink())
-    own = {str(link)[len("socket:[") : -1] for link in links if str(link).startswith("socket:[")}
+    own = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a file that it has closed by now
+            own.add(str(path.readlink()).removeprefix("socket:[").removesuffix("]"))
     found = set()
     for kind in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
