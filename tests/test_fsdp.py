@@ -23,6 +23,7 @@ def found(tmp_path_factory):
     return worker_runs.run(worker, 4, tmp_path_factory.mktemp("fsdp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", TERMS)
 def test_losses_and_parameters_agree(found, job):
     for term in TERMS[job]:
@@ -33,6 +34,7 @@ def test_losses_and_parameters_agree(found, job):
     np.testing.assert_allclose(found[f"fsdp/{job}/params"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_optimisers_differ_and_clip(found):
     ends = [found[f"plain/{job}/params"] for job in worker.OPTIMIZERS]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -40,6 +42,7 @@ def test_the_optimisers_differ_and_clip(found):
     assert found["plain/adamw/grad_norm"].min() > 0.1  # `clip_norm`
 
 
+@pytest.mark.slow
 def test_each_device_holds_its_part(found):
     """Before a step and behind it; what is small and odd is on all of them."""
     assert (found["held/large"] / found["held/all"] < 0.26).all()
@@ -47,6 +50,7 @@ def test_each_device_holds_its_part(found):
     assert found["held/programs"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", worker.LAYOUTS)
 @pytest.mark.parametrize("second", worker.LAYOUTS)
 def test_a_stage_goes_on_with_the_other_layout(found, first, second):

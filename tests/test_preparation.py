@@ -182,6 +182,7 @@ def test_what_is_measured_and_chosen_by(tmp_path):
     assert found[1].startswith("config.stages.self_distill.no_decay: no parameter is called")
 
 
+@pytest.mark.slow
 def test_check_keeps_nothing_and_a_run_with_other_settings_follows(tmp_path, capsys):
     check(tmp_path)
     told = capsys.readouterr().out

@@ -234,6 +234,7 @@ def test_too_few_probes_are_told_before_training(tmp_path, capsys, every, shorte
     assert said.startswith(f"warning: config.run.probe_every={every} gives too few" if told else "")
 
 
+@pytest.mark.slow
 def test_texts_are_probed_too(tmp_path, monkeypatch):
     data = method_runs.write_data("roberta", tmp_path / "data")
     made = method_runs.tiny("roberta", data, "further_pretrain", steps=2)
