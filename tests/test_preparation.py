@@ -284,6 +284,7 @@ def test_memory_is_told_warned_of_and_refused(monkeypatch, capsys):
         needs(monkeypatch, 5 * gb, 0, 4 * gb)
 
 
+@pytest.mark.slow
 def test_more_micro_batches_need_less(tmp_path, capsys):
     """Through the whole preparation: the line changes with the recipe."""
 

@@ -24,7 +24,8 @@ def started(workdir, out, err, *overrides) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err)
 
 
-@pytest.mark.parametrize("kind", ["pipe", pytest.param("terminal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_a_run_goes_on(tmp_path, kind):
     """A terminal shows its errors and the bar, too."""
     read, write = os.openpty() if kind == "terminal" else os.pipe()

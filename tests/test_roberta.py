@@ -235,6 +235,7 @@ def test_tied_matrix_gets_gradient_from_the_head(params):
     assert np.all(np.any(np.asarray(slope)[unused] != 0, axis=1))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_gives_float32(params):
     run = lambda backbone: every_use(backbone, False)(params, PACKED)[0][1]["by_example"]
     exact, rough = run(BACKBONE), run(roberta.make(SETTINGS, jnp.bfloat16))

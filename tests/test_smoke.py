@@ -62,6 +62,7 @@ def test_digits(tmp_path):
     assert "pretrain" in {stage["name"] for stage in results["stages"]}
 
 
+@pytest.mark.slow
 def test_vit_folder(tmp_path):
     data = tmp_path / "data"
     on_disk.write_classes(data / "train", {"ill": 5, "well": 6})

@@ -65,7 +65,8 @@ def test_calls_may_end_anywhere(init, monkeypatch):
         np.testing.assert_array_equal(again["loss"], metrics["loss"])
 
 
-@pytest.mark.parametrize("tokens", ["cls", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", ["cls", "all"])
 def test_the_teachers_table_is_what_it_computes_in_every_step(init, tokens):
     """The table is made with other packing than the steps have."""
     table = loop.map_examples(
