@@ -84,7 +84,7 @@ def _code_of_stop(error: BaseException) -> int:
     if stop is None:
         raise error
     if stop is not error:
-        traceback.print_exception(error)
+        _tell("".join(traceback.format_exception(error)).rstrip())
     _tell(f"sdfp: {str(stop) or 'interrupted'}")
     return getattr(stop, "code", 130)  # of signals.Interrupted
 

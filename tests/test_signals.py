@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -107,17 +108,27 @@ def test_a_tool_that_handles_none(capsys):
     assert capsys.readouterr().err == "sdfp: interrupted\n"
 
 
-def test_what_a_library_makes_of_a_signal_is_a_stop_and_is_shown(capsys):
-    def tool():
-        try:
-            raise signals.Interrupted(signal.SIGTERM)
-        finally:
-            raise RuntimeError("cannot release un-acquired lock")
+def stumbles():
+    try:
+        raise signals.Interrupted(signal.SIGTERM)
+    finally:
+        raise RuntimeError("cannot release un-acquired lock")
 
-    assert cli.exit_code(tool) == 143
+
+def test_what_a_library_makes_of_a_signal_is_a_stop_and_is_shown(capsys):
+    assert cli.exit_code(stumbles) == 143
     told = capsys.readouterr().err
     assert "RuntimeError: cannot release un-acquired lock" in told
     assert told.splitlines()[-1].startswith("sdfp: stopped by SIGTERM")
+
+
+def test_it_is_a_stop_where_nobody_reads_it(monkeypatch):
+    """The terminal is gone: SIGHUP."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as gone:  # by lines, as stderr
+        monkeypatch.setattr(sys, "stderr", gone)
+        assert cli.exit_code(stumbles) == 143
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours")])
